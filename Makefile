@@ -1,0 +1,54 @@
+# One word per chore. Everything installs into $(VENV) through constraints.txt, so that it is repeatable.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo
+SUM := $(shell cat constraints.txt pyproject.toml | cksum | tr -d ' ')
+READY := $(VENV)/.ready-$(SUM)
+BIN := $(abspath $(VENV))/bin
+RUN := PYTHONPATH=$(CURDIR) $(BIN)/python
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -p no:cacheprovider
+
+.PHONY: demo test test-slow test-gpu test-browser test-latex check bench clean help
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	touch $(READY)
+
+demo: $(READY) ## generate data, run a study, write its report ($(OUT)/)
+	$(RUN) -m anban.tasks.change.demo $(OUT)/data
+	$(RUN) -m anban study change/demo data.root=$(OUT)/data --out $(OUT)/runs --device cpu
+
+test: $(READY) ## the whole suite for a CPU machine
+	$(PYTEST) -n 2 $(ARGS)
+
+test-slow: $(READY) ## minutes of training
+	$(PYTEST) -m slow $(ARGS)
+
+test-gpu: $(READY) ## what needs a CUDA device
+	$(PYTEST) -m gpu $(ARGS)
+
+test-browser: $(READY) ## opens a report in Chromium, which it installs (Debian)
+	command -v chromium || { apt-get update -q && apt-get install -qy chromium; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(PYTEST) -m browser $(ARGS)
+
+test-latex: $(READY) ## compiles the LaTeX tables, with the TeX it installs (Debian)
+	command -v pdflatex || { apt-get update -q && apt-get install -qy texlive-latex-recommended; }
+	$(PYTEST) -m latex $(ARGS)
+
+check: $(READY) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## benchmarks; figures go to benchmarks/results/
+	$(RUN) -m benchmarks $(ARGS)
+
+clean: ## remove what make made here
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache

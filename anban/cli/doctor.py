@@ -1,0 +1,80 @@
+"""`anban doctor`: what is wrong with a data folder or a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anban.cli.recipes import AsJson
+from anban.cli.show import as_json
+
+
+def doctor(
+    target: Annotated[Path, typer.Argument(metavar="DATA_OR_RUN", help="a data folder, or a run folder")],
+    task: Annotated[str, typer.Option(help="what the data is for")] = "change",
+    json: AsJson = False,
+) -> None:
+    """Look for what spoils training: layout and label coding of data, the health of a run."""
+    import importlib
+
+    from anban.errors import InputError
+
+    if (target / "run.json").is_file():
+        found: dict[str, Any] = _run_health(target)
+    elif target.is_dir():
+        found = importlib.import_module(f"anban.tasks.{task}.doctor").doctor(target)
+    else:
+        raise InputError("There is no such folder.", where=target)
+    if json:
+        as_json(found)
+    else:
+        for key, value in found.items():
+            if key != "findings":
+                print(f"{key}: {value}")
+        for finding in found["findings"]:
+            parts = [f"{finding['level']}: {finding['what']}"]
+            parts += [f"  {key}: {finding[key]}" for key in ("where", "do") if finding.get(key)]
+            print("\n".join(parts))
+        if not found["findings"]:
+            print("nothing found")
+    if any(f["level"] == "error" for f in found["findings"]):
+        raise typer.Exit(1)
+
+
+def _run_health(path: Path) -> dict[str, Any]:
+    from anban.record import read_run
+
+    run = read_run(path)
+    info = run.info
+    findings = [{"level": "warning", "what": text} for text in info.get("warnings") or []]
+    if run.state in ("failed", "lost"):
+        why = info["why"] or "its process is gone"
+        findings.append(
+            {"level": "error", "what": f"the run is {run.state}: {why}", "do": "anban run ID --resume"}
+        )
+    scores = {(s["split"], s["name"]): s["value"] for s in info["scores"]}
+    for (split, name), value in scores.items():
+        trained = scores.get(("train", name))
+        if (
+            split != "train"
+            and name == "f1"
+            and value is not None
+            and trained is not None
+            and trained - value > 0.2
+        ):
+            what = f"f1 is {100 * trained:.1f} on train and {100 * value:.1f} on {split}: the network has overfitted"
+            findings.append(
+                {"level": "warning", "what": what, "do": "more data or augmentation, or fewer steps"}
+            )
+    progress = info.get("progress") or {}
+    rise, step = progress.get("last_rise"), progress.get("step")
+    if rise is not None and step and rise < 0.5 * step:
+        what = f"the validation score last rose at step {rise} of {step}"
+        findings.append({"level": "info", "what": what, "do": "stop earlier, or change the schedule"})
+    wait = (info.get("time") or {}).get("data_wait_share") or 0
+    if wait > 0.3:
+        findings.append({"level": "info", "what": f"{100 * wait:.0f} % of the time is spent waiting for data",
+                         "do": "raise machine.workers"})  # fmt: skip
+    return {"run": info["id"], "state": run.state, "findings": findings}

@@ -1,0 +1,58 @@
+"""`anban eval`: the same weights under one or more protocols."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anban.cli.recipes import AsJson
+from anban.cli.run import Device
+from anban.cli.show import as_json, as_table, percent
+
+
+def evaluate(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="a run folder, or a .pt file of one")
+    ],
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="whole, tiles-N, sliding-SIZE-STRIDE, each also +flip; repeatable or comma-separated"
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="split to evaluate; the recipe's first by default")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="another data folder than the one trained on")] = None,
+    device: Device = None,
+    json: AsJson = False,
+) -> None:
+    """Evaluate a trained network; every row says how it was measured. Rows on the run's own data join its record."""
+    from anban.cli.run import check_device, log_to_stderr
+    from anban.engine.trained import evaluate_trained, load_trained
+
+    log_to_stderr()
+    check_device(device)
+    overrides = [f"data.root={data}"] if data else []
+    trained = load_trained(source, overrides, device)
+    settings = trained.recipe.config["eval"]
+    names = [name for given in (protocol or []) for name in given.split(",")] or settings["protocols"]
+    rows = evaluate_trained(trained, names, split or settings["splits"][0], record=data is None)
+    if json:
+        as_json(rows)
+        return
+    scores = list(rows[0]["scores"])
+    stamp = ("name", "split", "size", "tiling", "stride", "flips", "threshold")
+    table = [
+        (
+            *(row["protocol"][key] for key in stamp),
+            row["images"],
+            *(percent(row["scores"][name]) for name in scores),
+        )
+        for row in rows
+    ]
+    as_table(table, ("protocol", *stamp[1:], "images", *scores))
+    print(f"{trained.recipe.id}, {trained.which}.pt, data {rows[0]['data']}; classes "
+          f"{', '.join(rows[0]['protocol']['classes'])}, {rows[0]['protocol']['averaging']} average, x100")  # fmt: skip

@@ -1,0 +1,79 @@
+"""`anban run`: train, evaluate and record one recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anban.cli.recipes import Overrides
+
+Out = Annotated[Path, typer.Option(help="folder of runs")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one", metavar="DEVICE")]
+
+
+def run(
+    recipe: Annotated[str | None, typer.Argument(metavar="ID", help="a recipe's id, or a YAML file")] = None,
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    seed: Annotated[int | None, typer.Option(help="seed of every draw; the recipe's own by default")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="go on with a run: its folder or id; without a value the latest unfinished one",
+            metavar="[RUN]",
+        ),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Train and evaluate a recipe; write a run folder and its row in the ledger."""
+    from anban.engine.run import execute, latest_unfinished, open_run
+    from anban.errors import InputError
+    from anban.recipe import load_recipe
+    from anban.record import Ledger
+
+    log_to_stderr()
+    check_device(device)
+    changes = list(overrides or [])
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():  # anban run --resume RUN key=value
+        changes, recipe = [recipe, *changes], None
+    if resume is None:
+        if recipe is None:
+            raise InputError("No recipe is given.", where="anban run", do="anban recipes lists them")
+        folder = execute(load_recipe(recipe, changes, seed=seed), out, device=device)
+    else:
+        if resume == "latest":
+            if recipe is None:
+                raise InputError(
+                    "No recipe is given to look for.", where="--resume", do="anban run ID --resume"
+                )
+            path, changes = latest_unfinished(load_recipe(recipe, changes, seed=seed), out), []
+        else:
+            path = Path(resume) if Path(resume).is_dir() else Ledger(out).find(resume)
+        earlier, loaded = open_run(path, changes)
+        folder = execute(loaded, out, device=device, resume=earlier)
+    print(folder.path)
+
+
+def log_to_stderr() -> None:
+    """The program's log as short lines on stderr; standard output is for results."""
+    import sys
+
+    from anban.engine.progress import Console
+
+    Console.to(sys.stderr)
+
+
+def check_device(device: str | None) -> None:
+    from anban.errors import InputError
+
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(f"Unknown device '{device}'.", where="--device", expected="cpu or cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "No CUDA device can be used here.", where="--device", do="anban env says why; or --device cpu"
+            )

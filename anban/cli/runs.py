@@ -1,0 +1,384 @@
+"""anban runs: list, show and compare runs, and fill the ledger again from the run folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anban.errors import InputError
+
+if TYPE_CHECKING:
+    from anban.record import RunFolder
+
+app = typer.Typer(help="List, show and compare runs.", no_args_is_help=False)
+
+MAIN_SCORE = ("test", "whole", "best", "f1")
+SCREENFUL = 50  # rows of a list on a terminal, unless --limit says otherwise
+
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder of all runs (default: runs).", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Recipe = Annotated[str | None, typer.Option(help="Only this recipe; a pattern such as 'change/*' works.")]
+State = Annotated[str | None, typer.Option(help="Only running, finished, failed, interrupted or lost runs.")]
+Limit = Annotated[int | None, typer.Option(min=0, help="At most so many, newest first; 0 for all.")]
+STATES = ("running", "finished", "failed", "interrupted", "lost")
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    recipe: Recipe = None,
+    state: State = None,
+    limit: Limit = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """List, show and compare runs. Without a further word: list."""
+    context.obj = (out, as_json)
+    if context.invoked_subcommand is None:
+        print_list(_folder(out), recipe=recipe, state=state, limit=limit, as_json=as_json)
+
+
+@app.command("list")
+def list_command(
+    context: typer.Context,
+    recipe: Recipe = None,
+    state: State = None,
+    limit: Limit = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """All runs, newest first: also those that failed, were interrupted, or were lost with their process."""
+    out, as_json = _common(context, out, as_json)
+    print_list(_folder(out), recipe=recipe, state=state, limit=limit, as_json=as_json)
+
+
+@app.command("show")
+def show_command(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="Id, beginning of an id, or folder of a run.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """All that is recorded of one run, and its latest numbers."""
+    out, as_json = _common(context, out, as_json)
+    print_run(_folder(out), run, as_json=as_json)
+
+
+@app.command("compare")
+def compare_command(
+    context: typer.Context,
+    runs: Annotated[list[str], typer.Argument(help="Two or more runs.")],
+    mix: Annotated[bool, typer.Option("--mix", help="Compare although a protocol differs; says so.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Scores side by side, each with its protocol, and what differs between the effective recipes."""
+    out, as_json = _common(context, out, as_json)
+    print_comparison(_folder(out), runs, mix=mix, as_json=as_json)
+
+
+@app.command("rebuild")
+def rebuild_command(context: typer.Context, out: Out = None, as_json: Json = False) -> None:
+    """Fill the ledger again from the run folders."""
+    out, as_json = _common(context, out, as_json)
+    print_rebuild(_folder(out), as_json=as_json)
+
+
+def print_list(
+    out: Path,
+    *,
+    recipe: str | None = None,
+    state: str | None = None,
+    limit: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """Print the runs of folder `out`, newest first, a row each."""
+    from anban.record import Ledger
+
+    if state is not None and state not in STATES:
+        raise InputError(f"There is no state {state!r}.", where="--state", expected=", ".join(STATES))
+    shown = limit or None
+    if limit is None and sys.stdout.isatty() and not as_json:
+        shown = SCREENFUL
+    # One more than is shown tells whether there are more.
+    rows = Ledger(out).rows(recipe=recipe, state=state, limit=shown and shown + 1, score=MAIN_SCORE)
+    more = shown is not None and len(rows) > shown
+    rows = rows[:shown]
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        print(f"no runs in {out}", file=sys.stderr)
+        return
+    split, protocol, checkpoint, name = MAIN_SCORE
+    heads = (
+        "id",
+        "recipe",
+        "state",
+        "seed",
+        "started",
+        "seconds",
+        f"{name} ({split}, {protocol}, {checkpoint})",
+        "why",
+    )
+    _print_table(
+        heads,
+        [
+            (
+                row["id"],
+                row["recipe"],
+                row["state"],
+                _text(row["seed"]),
+                _text(row["started"])[:19].replace("T", " "),
+                "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+                _text(row["score"]),
+                _short(row["why"] or "", 60),
+            )
+            for row in rows
+        ],
+        right=(3, 5, 6),
+    )
+    if more and limit is None:
+        print(f"the newest {len(rows)}; --limit 0 shows all", file=sys.stderr)
+
+
+def print_run(out: Path, name: str, *, as_json: bool = False) -> None:
+    """Print what is recorded of one run and the last value of each of its numbers."""
+    run = _open(out, name)
+    last = {(line["split"], line["protocol"], line["name"]): line for line in run.metrics(dedupe=False)}
+    if as_json:
+        _print_json({**run.info, "state": run.state, "path": str(run.path), "metrics": list(last.values())})
+        return
+    info = {key: value for key, value in run.info.items() if key != "scores"}
+    flat = flatten({"path": str(run.path), **info, "state": run.state})
+    width = max(map(len, flat))
+    for key, value in flat.items():
+        print(f"{key:<{width}}  {_text(value)}")
+    scores = run.info.get("scores") or []
+    if scores:
+        print("\nscores")
+        keys = ("split", "protocol", "checkpoint", "name", "value")
+        _print_table(keys, [tuple(_text(score.get(key)) for key in keys) for score in scores], right=(4,))
+    if last:
+        print("\nlatest numbers")
+        heads = ("split", "protocol", "name", "value", "step", "epoch")
+        rows = [tuple(_text(line[head]) for head in heads) for line in last.values()]
+        _print_table(heads, rows, right=(3, 4, 5))
+
+
+def print_comparison(out: Path, names: Sequence[str], *, mix: bool = False, as_json: bool = False) -> None:
+    """Print the scores of several runs side by side and the differences of their effective recipes.
+
+    Raises:
+        InputError: fewer than two runs; or a protocol of one name means different things and `mix` is off.
+    """
+    if len(names) < 2:
+        raise InputError("A comparison needs two runs.", where="anban runs compare", do="name another run")
+    runs = [_open(out, name) for name in names]
+    ids = [run.id for run in runs]
+    if len(set(ids)) < len(ids):
+        raise InputError("A run is named twice.", where="anban runs compare", expected="different runs")
+    mixed = _protocol_differences(runs)
+    if mixed and not mix:
+        raise InputError(
+            f"These runs were not measured alike: {'; '.join(_stated(item, ids) for item in mixed)}.",
+            where=", ".join(ids),
+            expected="the same protocol under the same name",
+            do="evaluate them alike with anban eval, or give --mix to compare all the same",
+        )
+    scores = _side_by_side([_scores(run) for run in runs])
+    recipes = [_recipe(run) for run in runs]
+    differences = {
+        key: values
+        for key, values in _side_by_side(recipes).items()
+        if any(
+            value != values[0] or (key in recipe) != (key in recipes[0])
+            for value, recipe in zip(values, recipes, strict=True)
+        )
+    }
+    data = [(run.info.get("data") or {}).get("fingerprint") for run in runs]
+    if as_json:
+        keys = ("split", "protocol", "checkpoint", "name")
+        _print_json(
+            {
+                "runs": ids,
+                "protocols": {
+                    name: stamp for run in runs for name, stamp in (run.info.get("protocols") or {}).items()
+                }
+                if not mixed
+                else None,
+                "mixed": [{"protocol": name, "key": key, "values": values} for name, key, values in mixed],
+                "data": data,
+                "scores": [
+                    {**dict(zip(keys, key, strict=True)), "values": values} for key, values in scores.items()
+                ],
+                "recipe": [{"key": key, "values": values} for key, values in differences.items()],
+            }
+        )
+        return
+    for item in mixed:
+        print(f"CAUTION, protocols mixed: {_stated(item, ids)}")
+    if len(set(data)) > 1:
+        print(
+            f"CAUTION, the data differ: {', '.join(f'{_text(x)} ({i})' for x, i in zip(data, ids, strict=True))}"
+        )
+    if scores:
+        _print_table(
+            ("split", "protocol", "checkpoint", "score", *ids),
+            [(*key, *map(_text, values)) for key, values in scores.items()],
+            right=range(4, 4 + len(ids)),
+        )
+        for name, stamp in {
+            n: s for run in runs for n, s in (run.info.get("protocols") or {}).items()
+        }.items():
+            if not any(name == item[0] for item in mixed):
+                print(
+                    f"{name}: {', '.join(f'{key} {_text(value)}' for key, value in stamp.items() if key != 'name')}"
+                )
+    else:
+        print("none of these runs has scores")
+    print()
+    for run, recipe in zip(runs, recipes, strict=True):
+        if not recipe:
+            print(f"{run.id} has no recipe.yaml")
+    if differences:
+        _print_table(("recipe", *ids), [(key, *map(_text, values)) for key, values in differences.items()])
+    else:
+        print("the effective recipes are the same")
+
+
+def print_rebuild(out: Path, *, as_json: bool = False) -> None:
+    """Fill the ledger of folder `out` again and print how many runs it has."""
+    from anban.record import Ledger
+
+    ledger = Ledger(out)
+    count = ledger.rebuild()
+    if as_json:
+        _print_json({"ledger": str(ledger.path), "rows": count})
+    else:
+        print(f"{count} run{'' if count == 1 else 's'} in {ledger.path}")
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; lists and empty mappings are values."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _common(context: typer.Context, out: Path | None, as_json: bool) -> tuple[Path | None, bool]:
+    """Options may stand before or after the further word: `anban runs --out X list` and `anban runs list --out X`."""
+    outer_out, outer_json = context.obj or (None, False)
+    return out or outer_out, as_json or outer_json
+
+
+def _folder(out: Path | None) -> Path:
+    if out is not None and not out.is_dir():
+        raise InputError(
+            "There is no such folder of runs.", where=out, do="name the folder given to --out of anban run"
+        )
+    return out or Path("runs")
+
+
+def _open(out: Path, name: str) -> RunFolder:
+    from anban.record import Ledger, read_run
+
+    return read_run(Ledger(out).find(name))
+
+
+def _scores(run: RunFolder) -> dict[tuple[str, ...], Any]:
+    return {
+        tuple(_text(score.get(key)) for key in ("split", "protocol", "checkpoint", "name")): score.get(
+            "value"
+        )
+        for score in run.info.get("scores") or []
+    }
+
+
+def _recipe(run: RunFolder) -> dict[str, Any]:
+    """The run's effective recipe with dotted keys; empty when it was lost before recipe.yaml was written."""
+    from omegaconf import OmegaConf
+
+    if not run.recipe_file.is_file():
+        return {}
+    return flatten(OmegaConf.to_container(OmegaConf.load(run.recipe_file), resolve=False))
+
+
+def _side_by_side(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
+    """Key -> its value in each column (None where it has none), keys in order of first appearance."""
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return {key: [column.get(key) for column in columns] for key in keys}
+
+
+def _protocol_differences(runs: Sequence[RunFolder]) -> list[tuple[str, str, list[Any]]]:
+    """(protocol name, key, value per run) wherever runs that have this protocol do not mean the same by it."""
+    protocols = [run.info.get("protocols") or {} for run in runs]
+    found = []
+    for name in dict.fromkeys(name for stamps in protocols for name in stamps):
+        stamps = [stamps.get(name) for stamps in protocols]
+        present = [flatten(stamp) for stamp in stamps if stamp is not None]
+        for key in dict.fromkeys(key for stamp in present for key in stamp):
+            if any(stamp.get(key) != present[0].get(key) for stamp in present):
+                found.append((name, key, [stamp and flatten(stamp).get(key) for stamp in stamps]))
+    return found
+
+
+def _stated(item: tuple[str, str, list[Any]], ids: Sequence[str]) -> str:
+    name, key, values = item
+    return f"{name} has {key} " + ", ".join(
+        f"{_text(value)} ({run})" for value, run in zip(values, ids, strict=True)
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _short(text: str, length: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1))
+
+
+def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """A Rich table on a terminal; elsewhere aligned plain text that can be cut and searched."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, header_style="bold")
+        for index, head in enumerate(heads):
+            table.add_column(head, justify="right" if index in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))  # as Text, brackets in a message are not taken for markup
+        Console().print(table)
+        return
+    widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
+    align: list[Callable[[str, int], str]] = [
+        str.rjust if i in right else str.ljust for i in range(len(heads))
+    ]
+    for row in [heads, *rows]:
+        print(
+            "  ".join(fit(cell, width) for fit, cell, width in zip(align, row, widths, strict=True)).rstrip()
+        )

@@ -1,0 +1,53 @@
+"""`anban study`: arms times seeds, compared, reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anban.cli.recipes import Overrides
+from anban.cli.run import Device, Out
+
+
+def study(
+    name: Annotated[str, typer.Argument(metavar="ID_OR_FILE", help="a study, a study file, or a recipe")],
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    seeds: Annotated[int | None, typer.Option(help="number of seeds, from 0", min=1)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="keep finished runs, go on with unfinished ones")
+    ] = False,
+    device: Device = None,
+) -> None:
+    """Run every arm of a study with every seed, compare them, and write the report."""
+    from loguru import logger
+
+    from anban.cli.run import check_device, log_to_stderr
+    from anban.engine.run import execute, latest_unfinished, open_run
+    from anban.errors import InputError
+    from anban.recipe import Recipe
+    from anban.record import RunFolder
+    from anban.report import write_report
+    from anban.study.study import load_plan, run_study
+
+    log_to_stderr()
+    check_device(device)
+
+    def train(recipe: Recipe) -> RunFolder:
+        if resume:
+            try:
+                earlier, recipe = open_run(latest_unfinished(recipe, out), [])
+            except InputError:  # none to go on with
+                return execute(recipe, out, device=device)
+            return execute(recipe, out, device=device, resume=earlier)
+        return execute(recipe, out, device=device)
+
+    file = run_study(load_plan(name, list(overrides or []), seeds), out, train, resume=resume)
+    page = write_report(file, file.parent / "report")
+    logger.info("study finished")
+    headline = file.parent / "report" / "tables" / "comparison.md"
+    if headline.is_file():
+        print(headline.read_text(encoding="utf-8"))
+    print(page.absolute())

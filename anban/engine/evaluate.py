@@ -1,0 +1,94 @@
+"""Evaluation: every sample of a split counted once, by however many processes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from anban.data.draws import derive, drawing_from
+from anban.engine import parallel
+from anban.engine.stream import to_device
+from anban.engine.update import autocast
+from anban.tasks.contract import Task
+
+
+@dataclass
+class Evaluation:
+    """Scores of one split under one protocol; `shown` holds (sample number, prediction) of the samples to draw."""
+
+    split: str
+    protocol: str
+    scores: dict[str, float | None]
+    records: list[dict[str, Any]]
+    warnings: list[str]
+    shown: list[tuple[int, np.ndarray]] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    split: str,
+    protocol: str,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    batch: int = 8,
+    shown: Sequence[int] = (),
+    dataset: Dataset[Any] | None = None,
+) -> Evaluation:
+    """Run `model` in eval mode over a split.
+
+    Batches are cut from the whole list before processes share them out, so any number of processes computes the
+    same numbers; the results are put back in the order of the split.
+    """
+    dataset = task.evaluation_data(split) if dataset is None else dataset
+    total = len(dataset)  # type: ignore[arg-type]
+    was_training = model.training
+    model.eval()
+    mine: list[tuple[int, dict[str, Any], np.ndarray | None]] = []
+    with drawing_from(derive("evaluate")), autocast(precision, device):
+        groups = [range(i, min(i + batch, total)) for i in range(0, total, batch)]
+        for group in groups[parallel.rank() :: parallel.world()]:
+            for numbers, samples in _alike([(i, dataset[i]) for i in group]):
+                inputs = to_device(task.collate(samples), device)
+                for number, (record, prediction) in zip(
+                    numbers, task.evaluate(model, inputs, protocol), strict=True
+                ):
+                    mine.append((number, record, prediction if number in shown else None))
+    model.train(was_training)
+    every = sorted(parallel.gather(mine), key=lambda item: item[0])
+    records = [{"split": split, "protocol": protocol, **record} for _, record, _ in every]
+    return Evaluation(
+        split,
+        protocol,
+        task.summary(records),
+        records,
+        task.health(records),
+        [(number, prediction) for number, _, prediction in every if prediction is not None],
+    )
+
+
+def _alike(samples: list[tuple[int, Any]]) -> Iterator[tuple[list[int], list[Any]]]:
+    """Runs of samples whose tensors have one shape, so that they can be stacked."""
+    numbers: list[int] = []
+    alike: list[Any] = []
+    for number, sample in samples:
+        if alike and _shapes(sample) != _shapes(alike[0]):
+            yield numbers, alike
+            numbers, alike = [], []
+        numbers.append(number)
+        alike.append(sample)
+    if alike:
+        yield numbers, alike
+
+
+def _shapes(sample: Any) -> list[tuple[int, ...]]:
+    values = sample.values() if isinstance(sample, dict) else sample
+    return [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]

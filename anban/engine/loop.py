@@ -1,0 +1,370 @@
+"""The training loop: plain PyTorch, one file, no task known by name.
+
+Everything random in step N is drawn from generators set by (seed, N), and the samples of step N are a function of
+(seed, N); so a run continued from any checkpoint repeats, bit for bit on a CPU, what it would have done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from anban.data.draws import derive, seed_everything
+from anban.engine import checkpoint, parallel
+from anban.engine.evaluate import Evaluation, evaluate
+from anban.engine.progress import Progress
+from anban.engine.schedule import Schedule
+from anban.engine.settings import Machine, Train
+from anban.engine.stream import StepSampler, batches, to_device
+from anban.engine.update import Updater
+from anban.record import RunFolder
+from anban.tasks.contract import Task
+
+
+class Interrupted(Exception):
+    """Someone asked the run to stop; everything up to the last finished step is in `last.pt`."""
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass
+class Progressed:
+    """Where a run stands; all of it is kept in the checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        seconds: wall time of training so far, over all its parts.
+        waited: part of it spent waiting for data.
+        window: losses since the last logged line.
+        best: step, score name and value of the best validation.
+        last_rise: step at which the validation score last rose.
+        rate_changed: step at which the learning rate last changed; `rate_changes` lists them for schedules that
+            change it only now and then.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    window: list[float] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    last_rise: int | None = None
+    rate_changed: int | None = None
+    rate_changes: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Loop:
+    """Trains one task's networks.
+
+    Args:
+        task: built, its modules on `device` and its optimisers made.
+        run: the run folder, in the first process only.
+        stop: asked after every step whether someone wants the run to end.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int,
+        train: Train,
+        machine: Machine,
+        schedule: Schedule,
+        device: torch.device,
+        run: RunFolder | None,
+        stop: Any = lambda: False,
+    ):
+        self.task, self.seed, self.settings, self.machine = task, seed, train, machine
+        self.schedule, self.device, self.run, self.stop = schedule, device, run, stop
+        self.data = task.training_data()
+        samples = len(self.data)  # type: ignore[arg-type]
+        self.total = train.total_steps(samples)
+        self.per_epoch = train.steps_per_epoch(samples)
+        share = min(train.batch_size, samples)
+        if share % parallel.world():
+            raise ValueError(f"a batch of {share} cannot be shared by {parallel.world()} processes")
+        self.updater = Updater(task.optimizers, train, device)
+        self.peaks = {n: [group["lr"] for group in o.param_groups] for n, o in task.optimizers.items()}
+        task.forward = {name: parallel.wrap(module, device) for name, module in task.modules.items()}
+        self.average: AveragedModel | None = None
+        if train.ema is not None:
+            average = get_ema_multi_avg_fn(train.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(task.modules["model"], multi_avg_fn=average, use_buffers=True)
+        self.done = Progressed()
+        self.validation_data = task.evaluation_data("val")
+        self.board: Any = None
+        self._pending: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is evaluated: the averaged one where there is an average."""
+        return self.average.module if self.average is not None else self.task.modules["model"]
+
+    # The loop -------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train from where we stand to the end; validate, keep the best and the last.
+
+        Raises:
+            Interrupted: `stop` said so; the run can be resumed.
+            Diverged: the loss became infinite or not a number.
+        """
+        eval_every = self.settings.eval_every or self.per_epoch
+        save_every = self.machine.checkpoint_every or eval_every
+        with self._open() as progress:
+            stream = self._stream()
+            while self.done.step < self.total:
+                begun = time.perf_counter()
+                micro_batches = [to_device(part, self.device) for part in next(stream)]
+                ready = time.perf_counter()
+                step = self.done.step
+                self._set_rates(step)
+                seed_everything(derive(self.seed, "step", step, parallel.rank()))
+                for module in self.task.modules.values():
+                    module.train()
+                values = self.task.update(micro_batches, self.updater)
+                if self.average is not None:
+                    self.average.update_parameters(self.task.modules["model"])
+                self.done.step += 1
+                self._log_step(values, progress)
+                self.done.waited += ready - begun
+                self.done.seconds += time.perf_counter() - begun
+                last = self.done.step == self.total
+                if self.done.step % eval_every == 0 or last:
+                    self._validate(progress)
+                stopping = parallel.any_true(bool(self.stop()), self.device)
+                if self.done.step % save_every == 0 or last or stopping:
+                    self.save("last.pt")
+                if self.machine.keep_every and self.done.step % self.machine.keep_every == 0:
+                    self.save(f"step-{self.done.step}.pt")
+                if stopping and not last:
+                    raise Interrupted(f"stopped after step {self.done.step} of {self.total}")
+
+    def _stream(self) -> Iterator[list[Any]]:
+        sampler = StepSampler(
+            len(self.data),  # type: ignore[arg-type]
+            self.settings.batch_size,
+            self.seed,
+            self.done.step,
+            self.total,
+            parallel.rank(),
+            parallel.world(),
+        )
+        return batches(
+            self.data,
+            sampler,
+            self.task.collate,
+            parts=self.settings.accumulate,
+            workers=self.machine.workers,
+            pin=self.device.type == "cuda",
+        )
+
+    def _set_rates(self, step: int) -> None:
+        changed = False
+        for name, optimizer in self.task.optimizers.items():
+            for group, peak in zip(optimizer.param_groups, self.peaks[name], strict=True):
+                rate = self.schedule.rate(peak, step, self.total, self.per_epoch)
+                changed |= rate != group["lr"]
+                group["lr"] = rate
+        if changed and step > 0:
+            self.done.rate_changed = step
+            if self.schedule.discrete and step > self.schedule.warmup:
+                self.done.rate_changes.append(step)
+
+    def _log_step(self, values: dict[str, torch.Tensor], progress: Progress) -> None:
+        self._pending.append((self.done.step, values))
+        if self.done.step % self.machine.log_every and self.done.step != self.total:
+            return
+        latest = self._collect()
+        rate = next(iter(self.task.optimizers.values())).param_groups[0]["lr"]
+        mean = sum(self.done.window) / len(self.done.window)
+        self._record("train", None, {**latest, "loss": mean, "lr": rate})
+        progress.advance(self.done.step, mean, rate)
+        self.done.window.clear()
+
+    def _collect(self) -> dict[str, float]:
+        """Fetch the values of the steps since the last call, all at once: no step waits for the device by itself.
+
+        Returns:
+            the values of the latest step, by name (empty if there was none).
+        """
+        if not self._pending:
+            return {}
+        names = list(self._pending[0][1])
+        table = (
+            torch.stack([torch.stack([v[n].float() for n in names]) for _, v in self._pending]).cpu().tolist()
+        )
+        steps = [step for step, _ in self._pending]
+        self._pending.clear()
+        for step, row in zip(steps, table, strict=True):
+            loss = row[names.index("loss")]
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} at step {step} (seed {self.seed})")
+            self.done.window.append(loss)
+        return dict(zip(names, table[-1], strict=True))
+
+    # Validation and checkpoints ---------------------------------------------------------------------------------
+
+    def _validate(self, progress: Progress) -> None:
+        begun = time.perf_counter()
+        shown = self.task.shown("val")[: self.machine.images]
+        result = self.evaluate("val", self.settings.validate, shown)
+        score = result.scores.get(self.task.select)
+        self.schedule.observe(score, self.task.higher_is_better)
+        best = self.done.best["value"] if self.done.best else None
+        if score is not None and (
+            best is None or ((score > best) == self.task.higher_is_better and score != best)
+        ):
+            self.done.best = {
+                "step": self.done.step,
+                "split": "val",
+                "protocol": result.protocol,
+                "name": self.task.select,
+                "value": score,
+            }
+            self.done.last_rise = self.done.step
+            self.save("best.pt")
+        self._record("val", result.protocol, result.scores)
+        for warning in result.warnings:
+            text = f"step {self.done.step}, val: {warning}"
+            self.done.warnings = [*self.done.warnings[-19:], text]
+            logger.warning(text)
+        self._pictures(result)
+        progress.validated(self.done.step, self.total, result.scores, self.task.select, self.done.best)
+        self._report(time.perf_counter() - begun)
+
+    def evaluate(self, split: str, protocol: str, shown: list[int]) -> Evaluation:
+        return evaluate(
+            self.task,
+            self.model,
+            split,
+            protocol,
+            device=self.device,
+            precision=self.settings.precision,
+            batch=self.machine.eval_batch,
+            shown=shown,
+            dataset=self.validation_data if split == "val" else None,
+        )
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint (first process only); never one of a run that has diverged."""
+        self._collect()
+        if self.run is None:
+            return
+        state: dict[str, Any] = {
+            "recipe": self.run.info.get("recipe"),
+            "hash": self.run.info.get("hash"),
+            "config": self.task.config,
+            "seed": self.seed,
+            "step": self.done.step,
+            "score": self.done.best,
+            "state_dict": self.model.state_dict(),
+        }
+        if name != "best.pt":
+            state |= {
+                "modules": {n: module.state_dict() for n, module in self.task.modules.items()},
+                "average": self.average.state_dict() if self.average is not None else None,
+                "optimizers": {n: o.state_dict() for n, o in self.task.optimizers.items()},
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.updater.scaler.state_dict(),
+                "progress": asdict(self.done),
+            }
+        checkpoint.save(self.run.checkpoints / name, state)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint of this run."""
+        state = checkpoint.load(path, self.device)
+        for name, module in self.task.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in self.task.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.updater.scaler.load_state_dict(state["scaler"])
+        self.done = Progressed(**state["progress"])
+
+    # What is written down ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Progress]:
+        if self.run is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(
+                str(self.run.path), purge_step=self.done.step + 1 if self.done.step else None
+            )
+        try:
+            with Progress(self.total, self.done.step, shown=self.run is not None) as progress:
+                yield progress
+        finally:
+            if self.board is not None:
+                self.board.close()
+            self._report(0.0)
+
+    def _record(self, split: str, protocol: str | None, values: dict[str, float | None]) -> None:
+        if self.run is None:
+            return
+        step, epoch = self.done.step, self.done.step / self.per_epoch
+        self.run.log_metrics(step, round(epoch, 6), split, protocol, values)
+        for name, value in values.items():
+            if value is not None and self.board is not None:
+                self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def _pictures(self, result: Evaluation) -> None:
+        if self.board is None:
+            return
+        for index, prediction in result.shown:
+            picture = self.task.picture(result.split, index, prediction)
+            if picture is not None:
+                self.board.add_image(f"{result.split}/{index}", picture, self.done.step, dataformats="HWC")
+
+    def _report(self, evaluated: float) -> None:
+        """Bring run.json up to date."""
+        self.done.seconds += evaluated
+        if self.run is None:
+            return
+        done, steps = self.done, max(1, self.done.step)
+        self.run.update(
+            progress={
+                "step": done.step,
+                "steps": self.total,
+                "epoch": round(done.step / self.per_epoch, 4),
+                "best": done.best,
+                "last_rise": done.last_rise,
+                "rate_changed": done.rate_changed,
+                "rate_changes": done.rate_changes,
+            },
+            time={
+                "seconds_per_step": done.seconds / steps,
+                "seconds_per_epoch": done.seconds / steps * self.per_epoch,
+                "data_wait_share": done.waited / done.seconds if done.seconds else 0.0,
+                "peak_memory_mb": peak_memory_mb(self.device),
+            },
+            warnings=done.warnings,
+        )
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of the process in MB: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,0 +1,88 @@
+"""Optimisers with the parameter groups that dense-prediction recipes ask for.
+
+Each function's keyword arguments are the schema of the recipe section `optimizer`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from anban.recipe.schema import NonNegative, Positive, Share
+
+Groups = list[dict[str, Any]]
+
+
+def parameter_groups(
+    module: nn.Module, lr: float, weight_decay: float, new_layer_rate: float, decay_norm_and_bias: bool
+) -> Groups:
+    """Up to four groups: (pretrained backbone or new layers) x (decayed or not).
+
+    Args:
+        lr: rate of the backbone; layers outside it ("new") get `new_layer_rate` times as much. A network names its
+            backbone by the parameter prefixes in its attribute `backbone`; without one every layer has the rate `lr`.
+        decay_norm_and_bias: False leaves normalisation weights and all biases (tensors of at most one dimension)
+            without weight decay.
+    """
+    backbone = tuple(getattr(module, "backbone", ()))
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            new = bool(backbone) and not name.startswith(backbone)
+            decayed = decay_norm_and_bias or parameter.ndim > 1
+            groups.setdefault((new, decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": lr * (new_layer_rate if new else 1.0),
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (new, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def sgd(
+    module: nn.Module,
+    *,
+    lr: Positive = 0.01,
+    momentum: Share = 0.9,
+    nesterov: bool = False,
+    weight_decay: NonNegative = 0.0,
+    new_layer_rate: Positive = 1.0,
+    decay_norm_and_bias: bool = False,
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum."""
+    groups = parameter_groups(module, lr, weight_decay, new_layer_rate, decay_norm_and_bias)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def adam(
+    module: nn.Module,
+    *,
+    lr: Positive = 1e-3,
+    betas: tuple[Share, Share] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    new_layer_rate: Positive = 1.0,
+    decay_norm_and_bias: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba, 2015); weight decay is added to the gradient."""
+    groups = parameter_groups(module, lr, weight_decay, new_layer_rate, decay_norm_and_bias)
+    return torch.optim.Adam(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
+def adamw(
+    module: nn.Module,
+    *,
+    lr: Positive = 1e-3,
+    betas: tuple[Share, Share] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 1e-2,
+    new_layer_rate: Positive = 1.0,
+    decay_norm_and_bias: bool = False,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019); weight decay is apart from the gradient."""
+    groups = parameter_groups(module, lr, weight_decay, new_layer_rate, decay_norm_and_bias)
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)

@@ -1,0 +1,88 @@
+"""The endless sequence of training batches: which samples step N sees is a pure function of (seed, N).
+
+There is no position to store and nothing to replay: a resumed run asks for step N and gets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from anban.data.draws import derive
+
+
+def order(samples: int, seed: int, epoch: int) -> list[int]:
+    """The permutation of sample numbers in one epoch."""
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    return torch.randperm(samples, generator=generator).tolist()  # type: ignore[no-any-return]
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """For each step from `first` to `last`, this process's share of the batch as (epoch, index) pairs.
+
+    Args:
+        samples: size of the training split.
+        batch: samples per step over all processes; a smaller split gives batches of its whole size.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(
+        self, samples: int, batch: int, seed: int, first: int, last: int, rank: int = 0, world: int = 1
+    ):
+        self.samples, self.batch, self.seed = samples, min(batch, samples), seed
+        self.first, self.last, self.rank, self.world = first, last, rank, world
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = max(1, self.samples // self.batch)
+        known_epoch, permutation = -1, []
+        for step in range(self.first, self.last):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != known_epoch:
+                known_epoch, permutation = epoch, order(self.samples, self.seed, epoch)
+            indices = permutation[position * self.batch : (position + 1) * self.batch]
+            yield [(epoch, index) for index in indices[self.rank :: self.world]]
+
+
+def _collate_parts(samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any], parts: int) -> list[Any]:
+    size = -(-len(samples) // parts)
+    return [collate(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+
+def batches(
+    dataset: Dataset[Any],
+    sampler: Sampler[list[Any]],
+    collate: Callable[[Sequence[Any]], Any],
+    *,
+    parts: int = 1,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[list[Any]]:
+    """For each entry of the sampler, its samples as `parts` micro-batches."""
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=partial(_collate_parts, collate=collate, parts=parts),
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    return iter(loader)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors of a batch on the device; names and numbers as they are."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

@@ -1,0 +1,109 @@
+"""A trained network, out of a run folder or a checkpoint: to evaluate it again, or to predict with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from anban.data.draws import derive, seed_everything
+from anban.engine import checkpoint
+from anban.engine.evaluate import Evaluation, evaluate
+from anban.engine.run import make_task
+from anban.errors import InputError
+from anban.recipe import Recipe, from_config
+from anban.recipe.yamlfile import read
+from anban.record import RunFolder
+from anban.tasks.contract import Task
+
+
+@dataclass
+class Trained:
+    """A network with its weights; `run` is its folder where the weights came from one, `which` their file's stem."""
+
+    recipe: Recipe
+    task: Task
+    model: nn.Module
+    which: str
+    run: RunFolder | None
+    device: torch.device
+
+
+def load_trained(path: Path, overrides: list[str], device: str | None = None) -> Trained:
+    """The network of a run folder (its `best.pt`, else `last.pt`) or of one checkpoint file.
+
+    Args:
+        overrides: `key.path=value`, such as another `data.root`.
+
+    Raises:
+        InputError: neither of the two, unreadable, or weights that do not fit the recipe.
+    """
+    run = None
+    if path.is_dir():
+        run = RunFolder.open(path)
+        candidates = [run.checkpoints / name for name in ("best.pt", "last.pt")]
+        file = next((c for c in candidates if c.is_file()), candidates[0])
+    else:
+        file = path
+        if path.parent.name == "checkpoints" and (path.parent.parent / "run.json").is_file():
+            run = RunFolder.open(path.parent.parent)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    state = checkpoint.load(file, target)
+    if run is not None:
+        stored = read(run.recipe_file)
+    else:
+        stored = {"id": state.get("recipe") or "local/checkpoint", **state["config"]}
+    recipe = from_config(stored, file, overrides)
+    task = make_task(recipe)
+    seed_everything(derive(recipe.config["seed"], "weights"))
+    task.build_networks()
+    model = task.modules["model"].to(target)
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        detail = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise InputError(f"The weights do not fit the recipe's network: {detail}", where=file,
+                         do="leave the model's arguments as they were trained") from None  # fmt: skip
+    return Trained(recipe, task, model.eval(), file.stem, run, target)
+
+
+def evaluate_trained(
+    trained: Trained, protocols: list[str], split: str, *, record: bool
+) -> list[dict[str, Any]]:
+    """Scores under each protocol, each with the stamp that says how it was measured.
+
+    Args:
+        record: also write the scores and samples into the run folder (only right for the run's own data).
+    """
+    task, run = trained.task, trained.run
+    data = task.check_data()
+    rows = []
+    for name in protocols:
+        stamp = task.stamp(name, split)
+        result: Evaluation = evaluate(
+            task,
+            trained.model,
+            split,
+            stamp["name"],
+            device=trained.device,
+            precision=trained.recipe.config["train"]["precision"],
+            batch=trained.recipe.config["machine"]["eval_batch"],
+        )
+        rows.append({"protocol": stamp, "checkpoint": trained.which, "data": data["fingerprint"],
+                     "images": len(result.records), "scores": result.scores})  # fmt: skip
+        if record and run is not None:
+            with run.lock():
+                _record(run, trained.which, split, stamp, result)
+    return rows
+
+
+def _record(run: RunFolder, which: str, split: str, stamp: dict[str, Any], result: Evaluation) -> None:
+    protocol = stamp["name"]
+    place = {"split": split, "protocol": protocol, "checkpoint": which}
+    kept = [s for s in run.info["scores"] if {k: s[k] for k in place} != place]
+    new = [{**place, "name": name, "value": value} for name, value in result.scores.items()]
+    run.log_samples(result.records)
+    run.update(scores=kept + new, protocols={**(run.info.get("protocols") or {}), protocol: stamp})

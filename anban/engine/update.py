@@ -1,0 +1,52 @@
+"""Precision, clipping and stepping, in one place for any number of optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anban.engine.settings import Train
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast for bf16 and fp16; for fp32 a context that does nothing."""
+    return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
+
+
+class Updater:
+    """What a task's `update` uses: `autocast`, `backward`, and `step` of a named optimiser.
+
+    Args:
+        optimizers: by name; `step` clips the gradient of all of an optimiser's parameters together.
+    """
+
+    def __init__(
+        self, optimizers: Mapping[str, torch.optim.Optimizer], settings: Train, device: torch.device
+    ):
+        self.optimizers, self.device = optimizers, device
+        self.precision, self.clip_norm = settings.precision, settings.clip_norm
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.gradient_norm: Tensor | None = None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.precision, self.device)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, name: str = "model") -> None:
+        """Apply the accumulated gradient of one optimiser's parameters, and clear it."""
+        optimizer = self.optimizers[name]
+        if self.clip_norm is not None:
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,310 @@
+"""A recipe: a base plus a difference, made into one complete configuration that knows where each value came from."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anban
+from anban.errors import InputError
+from anban.recipe import schema, yamlfile
+
+#: Keys that describe a recipe without being part of the experiment.
+DESCRIPTION = (
+    "id",
+    "base",
+    "title",
+    "note",
+    "original",
+    "recorded",
+    "finding",
+    "decision",
+    "expected",
+    "command",
+)
+#: Parts of the configuration that change how a run is carried out, not what it computes.
+NOT_THE_EXPERIMENT = ("seed", "machine")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete experiment.
+
+    Attributes:
+        id: the catalogue's or our own name, `task/name`.
+        config: every section, complete, as plain values; also `task` and `seed`.
+        sources: dotted key -> recipe id, "command line" or "default".
+        description: title, note, original words, recorded scores ... of the recipe's own file.
+        base: id of the recipe this one differs from, or None.
+        difference: dotted key -> value, against the base (or against the recipe's own file where it has no base).
+    """
+
+    id: str
+    config: dict[str, Any]
+    sources: dict[str, str]
+    description: dict[str, Any]
+    base: str | None
+    difference: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        return str(self.config["task"])
+
+    @property
+    def title(self) -> str:
+        return str(self.description.get("title") or self.id)
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over the effective configuration: same experiment, same hash, whatever it is called."""
+        content = {k: v for k, v in self.config.items() if k not in NOT_THE_EXPERIMENT}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same experiment with another seed."""
+        return Recipe(
+            self.id, {**self.config, "seed": seed}, self.sources, self.description, self.base, self.difference
+        )
+
+    def to_yaml(self) -> str:
+        """The complete effective recipe as YAML, loadable again."""
+        from omegaconf import OmegaConf
+
+        head = {"id": self.id, "base": self.base, "title": self.title}
+        escaped = _map_strings(self.config, lambda text: text.replace("${", "\\${"))
+        return str(OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in head.items() if v} | escaped)))
+
+
+# Finding --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def recipe_files() -> dict[str, Path]:
+    """Every known recipe: id -> file, from `anban/tasks/<task>/recipes/` and from plug-ins' `recipes/`."""
+    roots = {
+        p.parent.name: p for p in sorted(Path(anban.__file__).parent.glob("tasks/*/recipes")) if p.is_dir()
+    }
+    for name, package in schema.plugins().items():
+        spec = importlib.util.find_spec(package)
+        for location in (spec.submodule_search_locations or []) if spec else []:
+            roots[name] = Path(location) / "recipes"
+    files: dict[str, Path] = {}
+    for prefix, folder in roots.items():
+        for file in sorted(folder.rglob("*.yaml")):
+            files[f"{prefix}/{file.stem}"] = file
+    return files
+
+
+def list_recipes(task: str | None = None) -> Iterator[dict[str, Any]]:
+    """One description per recipe on disk (id, task, base, title, note, recorded); imports and builds nothing."""
+    for identifier, file in recipe_files().items():
+        content = yamlfile.read(file)
+        found = content.get("task") or identifier.split("/")[0]
+        if task is None or found == task:
+            yield {"id": identifier, "task": found} | {
+                key: content.get(key) for key in ("base", "title", "note", "recorded", "original", "decision")
+            }
+
+
+def find(name: str) -> tuple[str, Path]:
+    """(id, file) of a recipe given by its id or by the path of a YAML file."""
+    files = recipe_files()
+    if name in files:
+        return name, files[name]
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return f"local/{path.stem}", path
+        raise InputError("There is no such recipe file.", where=path)
+    raise schema.unknown("recipe", name, files, "recipes (anban recipes lists them)")
+
+
+# Loading --------------------------------------------------------------------------------------------------------
+
+
+def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = None) -> Recipe:
+    """The complete recipe `name` (an id, or the path of a YAML file) with `key.path=value` overrides on top.
+
+    Raises:
+        InputError: unknown recipe, key or name, wrong type, value out of range, a chain of bases that loops.
+    """
+    layers, description = _layers(name)
+    identifier = layers[-1][0]
+    changes = [parse_override(text) for text in overrides]
+    if seed is not None:
+        changes.append({"seed": seed})
+    config, sources = _compose([*layers, *(("command line", change) for change in changes)])
+    base = layers[-2][0] if len(layers) > 1 else None
+    parent_layers = layers[:-1] if base else layers
+    difference: dict[str, Any] = {}
+    if base or changes:
+        parent, _ = _compose(parent_layers)
+        difference = {k: v for k, (_, v) in differences(parent, config).items() if k != "seed"}
+    return Recipe(identifier, config, sources, description, base, difference)
+
+
+def from_config(config: Mapping[str, Any], where: object, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe that a run folder or checkpoint carries, checked again against today's signatures."""
+    content = dict(config)
+    description = {key: content.pop(key) for key in DESCRIPTION if key in content}
+    identifier = str(description.get("id", "local/recipe"))
+    changes = [("command line", parse_override(text)) for text in overrides]
+    try:
+        bound, sources = _compose([(identifier, content), *changes])
+    except InputError as error:
+        raise InputError(f"The stored recipe does not fit this version. {error}", where=where) from None
+    return Recipe(identifier, bound, sources, description, description.get("base"))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`key.path=value` as a nested map; the value is read as YAML."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise InputError(f"Found '{text}'.", where="command line", expected="key.path=value")
+    return _expand({key.strip(): yamlfile.parse(value, f"command line, {key.strip()}")}, "command line")
+
+
+def _layers(name: str) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+    """The chain of files from the complete base to `name`, and the description in the last file."""
+    chain: list[tuple[str, dict[str, Any]]] = []
+    description: dict[str, Any] | None = None
+    current: str | None = name
+    while current is not None:
+        identifier, file = find(current)
+        content = yamlfile.read(file)
+        if identifier in (seen := [i for i, _ in chain]):
+            raise InputError(
+                f"The bases go round in a circle: {' -> '.join([*seen, identifier])}.", where=file
+            )
+        own = {key: content.pop(key) for key in DESCRIPTION if key in content}
+        description = own if description is None else description
+        chain.append((identifier, _expand(content, file)))
+        current = own.get("base")
+        if current is not None and current not in recipe_files():
+            beside = file.parent / f"{current}"
+            current = str(beside) if beside.is_file() else current
+    return chain[::-1], description or {}
+
+
+def _compose(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge the layers, resolve references, bind to the signatures of the task's sections."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        _merge(merged, layer, sources, source)
+    try:
+        plain: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"A reference or required value cannot be resolved: {str(error).splitlines()[0]}",
+                         where=layers[-1][0], do="set the value in the recipe or on the command line") from None  # fmt: skip
+    task, seed = plain.pop("task", None), plain.pop("seed", 0)
+    sections = task_sections(task, layers[0][0])
+    bound, defaults = schema.bind(sections, plain)
+    config = {"task": task, "seed": schema.convert(seed, int, "seed"), **bound}
+    final = {}
+    for key, _ in flatten(config):
+        final[key] = "default" if key in defaults else _source(sources, key)
+    return config, final
+
+
+@cache
+def task_sections(task: Any, where: str = "") -> dict[str, schema.Section]:
+    """The sections a recipe of this task has (its `task.py` declares them as SECTIONS)."""
+    folder = Path(anban.__file__).parent / "tasks"
+    known = sorted(p.parent.name for p in folder.glob("*/task.py"))
+    if task in known:
+        module = importlib.import_module(f"anban.tasks.{task}.task")
+    elif task in schema.plugins():
+        module = importlib.import_module(f"{schema.plugins()[task]}.task")
+    else:
+        raise schema.unknown("task", task, known, f"{where}, key 'task'")
+    sections: dict[str, schema.Section] = module.SECTIONS
+    return sections
+
+
+def _merge(
+    into: dict[str, Any], layer: Mapping[str, Any], sources: dict[str, str], source: str, path: str = ""
+) -> None:
+    """Put a layer on top. A new `name` starts its map afresh: the old choice's arguments do not fit the new one."""
+    for key, value in layer.items():
+        dotted = f"{path}{key}"
+        old = into.get(key)
+        if isinstance(old, dict) and "name" in old and isinstance(value, str):
+            value = {"name": value}
+        if isinstance(old, dict) and isinstance(value, dict):
+            if "name" in value and value["name"] != old.get("name"):
+                old.clear()
+            _merge(old, value, sources, source, dotted + ".")
+        else:
+            into[key] = copy.deepcopy(value)
+            for stale in [k for k in sources if k.startswith(dotted + ".")]:
+                del sources[stale]
+            sources[dotted] = source
+
+
+def _source(sources: Mapping[str, str], key: str) -> str:
+    while key not in sources and "." in key:
+        key = key.rpartition(".")[0]
+    return sources.get(key, "default")
+
+
+def _expand(content: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """`model.fuse: gated` means `model: {fuse: gated}`, at the top level of a file."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        *parents, last = key.split(".")
+        inner = result
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"'{key}' and '{parent}' contradict each other.", where=where)
+        if last in inner and (not isinstance(inner[last], dict) or not isinstance(value, dict)):
+            raise InputError(f"'{key}' is given twice.", where=where)
+        if isinstance(inner.get(last), dict):
+            inner[last].update(value)
+        else:
+            inner[last] = copy.deepcopy(value)
+    return result
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _map_strings(v, change) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_map_strings(v, change) for v in value]
+    return change(value) if isinstance(value, str) else value
+
+
+# Comparing ------------------------------------------------------------------------------------------------------
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; lists and empty maps are leaves."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+ABSENT = "(absent)"
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """dotted key -> (value in a, value in b) wherever two configurations differ."""
+    left, right = dict(flatten(a)), dict(flatten(b))
+    keys = [*left, *(k for k in right if k not in left)]
+    pairs = {k: (left.get(k, ABSENT), right.get(k, ABSENT)) for k in keys}
+    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,387 @@
+"""The run folder: what one training or evaluation leaves behind, readable while it runs and after any end.
+
+Layout: recipe.yaml, run.json, metrics.jsonl, samples.jsonl, log.txt, checkpoints/, figures/. The folder is the truth;
+the ledger beside it only repeats run.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from loguru import logger
+
+from anban.errors import InputError
+from anban.record.environment import commit, environment
+from anban.record.files import RUN_FILE, find_runs, now, plain, read_info, to_json, write_atomically
+from anban.record.ledger import FILE as LEDGER_FILE
+from anban.record.ledger import Ledger
+from anban.record.process import identity, shown_state
+
+__all__ = ["RunFolder", "find_runs", "read_run"]
+
+FORMAT = "anban-run/1"
+ENDS = ("finished", "failed", "interrupted")
+ID_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+
+
+class RunFolder:
+    """One run: its folder, its run.json (`info`) and its lines.
+
+    Make one with `create`, `open` or `read_run`. The process that trains holds `lock()` meanwhile.
+    """
+
+    def __init__(self, path: Path, info: dict[str, Any]):
+        self.path = path
+        self.info = info
+        self._out = _out_of(path, info)
+        self._writes_time = False
+        self._before = float(info.get("seconds") or 0.0)
+        self._since = time.monotonic()
+
+    # --- making and opening ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, out: Path | str, recipe_id: str, *, seed: int, info: Mapping[str, Any]) -> RunFolder:
+        """Make `<out>/<recipe id>/<run id>/` with its run.json, and its row in the ledger, before anything can fail.
+
+        Args:
+            out: folder of all runs; made if missing.
+            recipe_id: e.g. `change/demo-tinycd`; parts of letters, digits and `._+=-`.
+            seed: of the run; part of its id.
+            info: further keys of run.json (title, task, hash, base, difference, device, data, model, ...); `commit`,
+                `environment` and `command` may be given in place of what is found here.
+
+        Raises:
+            InputError: the recipe id cannot be a folder name, or `out` cannot be written to.
+            ValueError: `info` sets a key that belongs to the record itself.
+        """
+        out = Path(out)
+        parts = recipe_id.split("/")
+        if not all(ID_PART.fullmatch(part) for part in parts):
+            raise InputError(
+                f"The recipe id {recipe_id!r} cannot name a folder.",
+                expected="parts of letters, digits and . _ + = -, each beginning with a letter or digit, joined by /",
+                do="rename the recipe",
+            )
+        started = datetime.now(UTC)
+        own: dict[str, Any] = {
+            "format": FORMAT,
+            "id": None,  # known once the folder is made
+            "recipe": recipe_id,
+            "state": "running",
+            "why": None,
+            "seed": seed,
+            "started": started.isoformat(timespec="milliseconds"),
+            "ended": None,
+            "seconds": None,
+            **identity(),
+        }
+        if taken := [key for key in own if key in info and info[key] != own[key]]:
+            raise ValueError(f"info may not set {', '.join(taken)}: the record does")
+        rest: dict[str, Any] = {
+            "title": recipe_id,
+            "task": parts[0] if len(parts) > 1 else None,
+            "hash": None,
+            "base": None,
+            "difference": {},
+            "device": None,
+            "commit": info["commit"] if "commit" in info else commit(),
+            "environment": info["environment"] if "environment" in info else environment(),
+            "command": info["command"] if "command" in info else _command(),
+            "data": None,
+            "model": None,
+            "efficiency": None,
+            "progress": None,
+            "time": None,
+            "protocols": {},
+            "scores": [],
+        }
+        try:
+            path = _new_folder(out.joinpath(*parts), started, seed)
+        except OSError as error:
+            raise InputError(
+                f"No run folder can be made: {error.strerror or error}.",
+                where=out,
+                do="give --out a folder of yours",
+            ) from error
+        run = cls(path, plain({**own, **rest, **info, "id": path.name}))
+        run._writes_time = True
+        run._out = out
+        run._store()
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """The run in folder `path` (or of that run.json), to read it, add to it, or `resume` it.
+
+        Raises:
+            InputError: it is no run folder, or its run.json cannot be read; names the file.
+        """
+        folder = Path(path)
+        folder = folder.parent if folder.name == RUN_FILE else folder
+        try:
+            info = read_info(folder)
+        except FileNotFoundError:
+            raise InputError(
+                "This is no run folder: it has no run.json.",
+                where=folder,
+                expected="a folder made by anban run",
+                do="anban runs list shows them",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"The run's record cannot be read: {error}.",
+                where=folder / RUN_FILE,
+                expected=f"a JSON object of format {FORMAT}",
+                do="restore the file from a copy, or move the folder away and run again",
+            ) from error
+        if info.get("format") != FORMAT:
+            raise InputError(
+                f"The run's record has format {info.get('format')!r}.",
+                where=folder / RUN_FILE,
+                expected=FORMAT,
+            )
+        return cls(folder, info)
+
+    # --- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        return str(self.info["id"])
+
+    @property
+    def out(self) -> Path | None:
+        """The folder of all runs this one belongs to; None for a run folder that was copied away alone."""
+        return self._out
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def recipe_file(self) -> Path:
+        """recipe.yaml, the complete effective recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def state(self) -> str:
+        """The stored state, or 'lost' for a run stored as running whose process is gone from this host."""
+        get = self.info.get
+        return shown_state(self.info["state"], get("host"), get("pid"), get("process"))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of wall time of all parts of the run so far."""
+        return self._before + time.monotonic() - self._since
+
+    # --- run.json -------------------------------------------------------------------------------------------------
+
+    def update(self, **changes: Any) -> None:
+        """Set top-level keys of run.json (a nested value is replaced whole) and of the ledger's row."""
+        try:  # another process may have added its part, e.g. a further evaluation
+            self.info = read_info(self.path)
+        except (OSError, ValueError):
+            logger.warning("{} was unreadable and is written anew", self.path / RUN_FILE)
+        self.info.update(plain(changes))
+        if self._writes_time:
+            self.info["seconds"] = round(self.elapsed, 3)
+        self._store()
+
+    def finish(self, state: str, why: str | None = None) -> None:
+        """Record the end: `state` is finished, failed or interrupted, `why` one message for a person."""
+        if state not in ENDS:
+            raise ValueError(f"a run ends as one of {', '.join(ENDS)}, not {state!r}")
+        self._writes_time = True
+        self.update(state=state, why=why, ended=now())
+        self._writes_time = False
+
+    def resume(self, **changes: Any) -> None:
+        """Record that this process goes on with the run: running again, time counted on from where it stopped.
+
+        Call it while holding `lock()`. The first part's commit and environment stay; those of each further part are
+        listed under `resumed`.
+        """
+        self.info = read_info(self.path)
+        self._before = max(float(self.info.get("seconds") or 0.0), self._last_time())
+        self._since = time.monotonic()
+        self._writes_time = True
+        part = {"at": now(), "host": identity()["host"], "commit": commit(), "command": _command()}
+        resumed = [*(self.info.get("resumed") or []), part]
+        self.update(state="running", why=None, ended=None, resumed=resumed, **identity(), **changes)
+
+    def write_recipe(self, text: str) -> None:
+        """Write recipe.yaml: the complete effective recipe, as YAML text."""
+        write_atomically(self.recipe_file, text)
+
+    def _store(self) -> None:
+        write_atomically(self.path / RUN_FILE, to_json(self.info, indent=1) + "\n")
+        if self._out is not None:
+            Ledger(self._out).write(self.path, self.info)
+
+    # --- metrics.jsonl --------------------------------------------------------------------------------------------
+
+    def log_metrics(
+        self, step: int, epoch: float, split: str, protocol: str | None, values: Mapping[str, Any]
+    ) -> None:
+        """Append one line per value (a number; None, NaN and infinities are stored as null), in a single write."""
+        seconds = round(self.elapsed, 3)
+        where = {"step": int(step), "epoch": float(epoch), "split": split, "protocol": protocol}
+        lines = [
+            {**where, "name": name, "value": None if value is None else float(value), "time": seconds}
+            for name, value in values.items()
+        ]
+        text = "".join(to_json(line) + "\n" for line in lines)
+        with open(self.path / "metrics.jsonl", "ab+", buffering=0) as file:
+            # Nothing is ever taken away: what was cut off keeps its line, which readers pass over.
+            file.write((b"\n" if _ends_torn(file) else b"") + text.encode())
+
+    def metrics(self, dedupe: bool = True) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: dicts of step, epoch, split, protocol, name, value, time.
+
+        With `dedupe`, of lines with the same step, split, protocol and name the last counts (a resumed run repeats
+        the steps after its checkpoint). A line cut off by a kill is passed over.
+        """
+        lines = list(_lines(self.path / "metrics.jsonl"))
+        if not dedupe:
+            return lines
+        last = {(line["step"], line["split"], line["protocol"], line["name"]): line for line in lines}
+        return list(last.values())
+
+    def _last_time(self) -> float:
+        """The latest `time` in metrics.jsonl, from the end of the file only: a resume must not read it all."""
+        try:
+            with open(self.path / "metrics.jsonl", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                tail = file.read().splitlines()
+        except FileNotFoundError:
+            return 0.0
+        for line in reversed(tail):
+            try:
+                return float(json.loads(line)["time"])
+            except (ValueError, TypeError, KeyError):
+                continue
+        return 0.0
+
+    # --- samples.jsonl --------------------------------------------------------------------------------------------
+
+    def log_samples(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Store per-sample lines (each with split, protocol, name); earlier ones of the same split and protocol go."""
+        new = [dict(line) for line in lines]
+        replaced = {(line["split"], line["protocol"]) for line in new}
+        kept = [line for line in self.samples() if (line["split"], line["protocol"]) not in replaced]
+        write_atomically(self.path / "samples.jsonl", "".join(to_json(line) + "\n" for line in [*kept, *new]))
+
+    def samples(self, split: str | None = None, protocol: str | None = None) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl, all or those of one split or protocol."""
+        return [
+            line
+            for line in _lines(self.path / "samples.jsonl")
+            if (split is None or line["split"] == split)
+            and (protocol is None or line["protocol"] == protocol)
+        ]
+
+    # --- one writer -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go when the process ends, however it ends.
+
+        Raises:
+            InputError: another process holds it; names the folder, the process and its host.
+        """
+        lock = FileLock(self.path / "run.lock")
+        holder = self.path / "run.lock.json"  # beside it: some locks cannot be read while they are held
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"Another process uses this run: {_holder(holder)}.",
+                where=self.path,
+                do="wait for it or end it; a new run (without --resume) gets its own folder",
+            ) from None
+        try:
+            write_atomically(holder, to_json({**identity(), "since": now()}))
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def read_run(path: Path | str) -> RunFolder:
+    """The run in folder `path`, for reading; the same as `RunFolder.open`."""
+    return RunFolder.open(path)
+
+
+def _new_folder(parent: Path, started: datetime, seed: int) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        path = parent / f"{started:%Y%m%d-%H%M%S}-s{seed}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # a run of the same second drew the same four digits
+            continue
+        return path
+
+
+def _out_of(path: Path, info: Mapping[str, Any]) -> Path | None:
+    """The folder of all runs: where the run's own ids lead up to, else the nearest above that has a ledger."""
+    path = path.resolve()
+    inner = (*info["recipe"].split("/"), info["id"])
+    if path.parts[-len(inner) :] == inner:
+        return path.parents[len(inner) - 1]
+    return next((folder for folder in path.parents if (folder / LEDGER_FILE).is_file()), None)
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name or "python", *sys.argv[1:]])
+
+
+def _holder(file: Path) -> str:
+    try:
+        who = json.loads(file.read_text())
+        text = f"pid {who['pid']} on {who['host']}, since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its name is not recorded"
+    gone = shown_state("running", who["host"], who["pid"], who.get("process")) == "lost"
+    return text + (" (it has ended; a process it started may still be there)" if gone else "")
+
+
+def _ends_torn(file: Any) -> bool:
+    """Whether a kill in the middle of a write left a last line without its end."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) != b"\n")
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        return
+    for number, line in enumerate(text.split(b"\n"), start=1):
+        try:
+            value = json.loads(line) if line.strip() else None
+        except ValueError:
+            logger.debug("{} line {} was cut off and is passed over", file, number)
+            continue
+        if isinstance(value, dict):
+            yield value

@@ -1,0 +1,558 @@
+"""The report: tables, figures and one self-contained HTML page, written from records only."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from anban.errors import InputError
+from anban.report import figures
+from anban.report.records import (
+    Arm,
+    Difference,
+    Run,
+    Study,
+    open_study,
+    protocol_text,
+)
+from anban.report.tables import (
+    SCORES,
+    UNDEFINED,
+    WRITERS,
+    Cell,
+    Column,
+    Row,
+    Table,
+    ablation_table,
+    checkpoints,
+    comparison_table,
+    data_sets,
+    efficiency_table,
+    footnotes,
+    number,
+    shown,
+)
+
+# Keys of a recipe that name or describe it and change nothing about the experiment.
+DESCRIBING = {"id", "title", "note", "decision", "recorded", "base", "seed", "name", "original", "words"}
+
+
+def write_report(
+    source: Path | str | Sequence[Path | str],
+    out: Path | str,
+    *,
+    convention: str = figures.DEFAULT_CONVENTION,
+    metric: str | None = None,
+    mix_protocols: bool = False,
+) -> Path:
+    """Writes `out`/report.html, tables/*.{md,tex,csv} and figures/*.{png,pdf}.
+
+    The same records give the same tables, figures and page, byte for byte.
+
+    Args:
+        source: a study.json, its folder, or a list of run folders.
+        out: the folder to write to; made where it is missing, files of the same names are replaced.
+        convention: the colours of change maps, a name in `figures.CONVENTIONS`.
+        metric: the score of differences and curves; the study's own where None.
+        mix_protocols: allow numbers of different protocols in one table, which then says so.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        InputError: the source is no study, the convention or metric is unknown, or protocols are mixed unasked.
+    """
+    figures.convention_named(convention)
+    study = open_study(source, metric=metric, mix_protocols=mix_protocols)
+    if study.metric not in SCORES:
+        raise InputError(
+            f"There is no table of {study.metric!r} yet.", where="metric", expected=", ".join(SCORES)
+        )
+    out = Path(out)
+
+    tables = [comparison_table(study), ablation_table(study), efficiency_table(study)]
+    written = [table for table in tables if table is not None]
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for table in written:
+        for suffix, write in WRITERS.items():
+            (out / "tables" / f"{table.name}.{suffix}").write_text(
+                write(table), encoding="utf-8", newline="\n"
+            )
+
+    scenes = figures.scenes(study, convention)
+    drawn: dict[str, Figure | None] = {
+        "curves": figures.curves(study, metric=study.metric),
+        "differences": figures.differences(study, study.metric),
+        "confusion": figures.confusion(study),
+        "sheet": figures.sheet(scenes, convention) if scenes else None,
+    }
+    (out / "figures").mkdir(exist_ok=True)
+    charts: dict[str, str] = {}
+    for name, figure in drawn.items():
+        if figure is not None:
+            figures.save(figure, out / "figures" / name)
+            if name != "sheet":  # the page shows the scenes one by one instead
+                charts[name] = _data_uri("image/svg+xml", figures.svg(figure).encode())
+
+    page = out / "report.html"
+    page.write_text(
+        render(study, written, charts, scenes, out=out, convention=convention), encoding="utf-8", newline="\n"
+    )
+    return page
+
+
+def render(
+    study: Study,
+    tables: Sequence[Table],
+    charts: dict[str, str],
+    scenes: Sequence[figures.Scene],
+    *,
+    out: Path,
+    convention: str,
+) -> str:
+    """The page as one string. `charts` are data URIs by name; links to run folders are relative to `out`."""
+    environment = Environment(
+        loader=PackageLoader("anban.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        study=study,
+        metric=SCORES[study.metric],
+        base=study.arm(study.base),
+        facts=_facts(study),
+        verdicts=verdicts(study),
+        cautions=cautions(study),
+        tables=[_table_view(table, study) for table in tables],
+        charts=charts,
+        scenes=_scene_views(study, scenes),
+        convention=convention,
+        conventions={
+            name: {key: {"colour": getattr(each, key), "word": each.words[key]} for key in figures.OUTCOMES}
+            for name, each in figures.CONVENTIONS.items()
+        },
+        outcomes=figures.OUTCOMES,
+        arms=[_arm_view(study, arm, out) for arm in study.arms],
+        anchor=run_anchor,
+        protocols=_protocol_views(study),
+        data_blocks=_data_views(study),
+        environments=_environment_views(study),
+    )
+
+
+# --- what the study says ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One arm against the base.
+
+    Attributes:
+        kind: "better", "worse", "unclear" or "none".
+        text: one plain sentence.
+        link: the anchor of the runs behind it.
+        note: what weakens the sentence, "" for nothing.
+    """
+
+    kind: str
+    text: str
+    link: str
+    note: str = ""
+
+
+def verdicts(study: Study) -> list[Verdict]:
+    """One sentence per arm other than the base, in study order."""
+    base = study.arm(study.base).title
+    found = []
+    for arm in study.arms:
+        if arm.name == study.base:
+            continue
+        result = arm.results.get(study.metric)
+        difference = result.difference if result else None
+        link = f"#{runs_anchor(arm)}"
+        if difference is None or difference.value is None:
+            why = difference.note if difference else None
+            why = why or ("none of its runs finished" if not arm.finished else f"no run of {base} finished")
+            found.append(Verdict("none", f"{arm.title} cannot be compared with {base}: {why}.", link))
+            continue
+        kind = difference.verdict if difference.verdict in ("better", "worse") else "unclear"
+        note = f"{difference.note[0].upper()}{difference.note[1:]}." if difference.note else ""
+        found.append(Verdict(kind, _sentence(arm.title, base, difference, study), link, note))
+    return found
+
+
+def _sentence(title: str, base: str, difference: Difference, study: Study) -> str:
+    points = f"{number(100 * float(difference.value or 0), sign=True)} {SCORES[study.metric]} points"
+    if difference.low is None or difference.high is None:
+        interval = "no interval"
+    else:
+        interval = f"95 % interval {number(100 * difference.low)} to {number(100 * difference.high)}"
+    own, of_base = difference.seeds
+    seeds = _count(own, "seed") if own == of_base else f"{own} against {of_base} seeds"
+    basis = f"({interval}; {_count(difference.images, 'image')}, {seeds})"
+    if difference.verdict == "better":
+        return f"{title} is better than {base} by {points} {basis}."
+    if difference.verdict == "worse":
+        return f"{title} is worse than {base}: {points} {basis}."
+    return f"{title} cannot be told apart from {base}: {points} {basis}."
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something the reader must know before believing a number; `runs` are (id, anchor) pairs."""
+
+    text: str
+    runs: tuple[str, ...] = ()
+
+
+def cautions(study: Study) -> list[Caution]:
+    """Runs that did not finish, collapsed predictions, and whatever keeps the runs from being comparable."""
+    found = []
+    for arm, run in study.runs:
+        if not run.finished:
+            found.append(
+                Caution(
+                    f"{arm.title}, seed {run.seed} ({run.state}): {run.why or 'no reason recorded.'}",
+                    (run.id,),
+                )
+            )
+    for arm in study.arms:
+        nothing, everything = [], []
+        for run in arm.finished:
+            counts = list(run.counts(study.split, study.protocol).values())
+            if not counts:
+                continue
+            total = {key: sum(c[key] for c in counts) for key in ("tn", "fp", "fn", "tp")}
+            if total["tp"] + total["fp"] == 0 and total["fn"] > 0:
+                nothing.append(run.id)
+            if total["tn"] + total["fn"] == 0 and total["fp"] > 0:
+                everything.append(run.id)
+        for ids, what in ((nothing, "no change at all"), (everything, "change everywhere")):
+            if ids:
+                text = f"{arm.title} predicted {what} in {len(ids)} of {_count(len(arm.finished), 'run')}: its scores say nothing about the method."
+                found.append(Caution(text, tuple(ids)))
+    found += _unequal(study)
+    late = [
+        (arm, [run.id for run in arm.finished if _best_at_the_end(run, study.metric)]) for arm in study.arms
+    ]
+    for arm, ids in late:
+        if ids:
+            text = f"{arm.title} was at its best at the last validation in {len(ids)} of {_count(len(arm.finished), 'run')}: longer training may change its place."
+            found.append(Caution(text, tuple(ids)))
+    return found
+
+
+def _unequal(study: Study) -> list[Caution]:
+    """One warning for each thing that should be the same for all finished runs and is not."""
+    read: dict[str, Callable[[Run], object]] = {
+        "data": lambda run: (run.info.get("data") or {}).get("fingerprint"),
+        "code (commit)": lambda run: run.info.get("commit"),
+        "device": lambda run: run.info.get("device"),
+        "torch version": lambda run: (run.info.get("environment") or {}).get("torch"),
+        "protocol": lambda run: protocol_text(run.protocol(study.protocol)),
+        "checkpoint": lambda run: run.checkpoint(study.split, study.protocol),
+    }
+    found = []
+    for what, value in read.items():
+        values = list(dict.fromkeys(str(value(run)) for _, run in study.finished))
+        if len(values) > 1:
+            found.append(Caution(f"The runs differ in their {what}: {'; '.join(values)}."))
+    dirty = [run.id for _, run in study.finished if "+dirty" in (run.info.get("commit") or "")]
+    if dirty:
+        found.append(
+            Caution(
+                f"{_count(len(dirty), 'run')} used code with changes that are in no commit.", tuple(dirty)
+            )
+        )
+    if {len(arm.finished) for arm in study.arms} == {1}:
+        found.append(
+            Caution("Each arm has one seed: nothing here says how much a new seed would move the numbers.")
+        )
+    return found
+
+
+def _best_at_the_end(run: Run, metric: str) -> bool:
+    best = (run.info.get("progress") or {}).get("best")
+    steps, _ = run.series("val", metric)
+    return bool(best and steps.size > 2 and best["step"] >= steps[-1])
+
+
+# --- views: what the template prints ----------------------------------------------------------------------------
+
+
+def slug(text: str) -> str:
+    """A text as an HTML id: letters, digits, - and _ only."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+
+
+def run_anchor(run_id: str) -> str:
+    return "run"
+
+
+def runs_anchor(arm: Arm) -> str:
+    return f"runs-{slug(arm.name)}"
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    finished, total = len(study.finished), len(study.runs)
+    seeds = sorted({run.seed for _, run in study.runs})
+    return [
+        ("Data", "; ".join(data_sets(study, short=True)) or UNDEFINED),
+        ("Split", study.split),
+        ("Protocol", study.protocol),
+        ("Checkpoint", " / ".join(checkpoints(study)) or UNDEFINED),
+        ("Metric", SCORES[study.metric]),
+        (
+            "Runs",
+            f"{_count(len(study.arms), 'arm')}, seeds {', '.join(map(str, seeds))}; {finished} of {total} runs finished",
+        ),
+    ]
+
+
+def _table_view(table: Table, study: Study) -> dict[str, Any]:
+    letters = footnotes(table)
+
+    def view(row: Row, column: Column) -> dict[str, Any]:
+        cell = row.cells.get(column.key)
+        if cell is None:
+            return {
+                "main": "",
+                "spread": "",
+                "sort": "",
+                "mark": "",
+                "note": "",
+                "link": "",
+                "hint": "",
+                "kind": column.kind,
+            }
+        main, spread = shown(cell, column)
+        return {
+            "main": main,
+            "spread": spread,
+            "sort": _sort_value(cell, column),
+            "mark": cell.mark or "",
+            "note": letters.get(cell.note or "", ""),
+            "link": _cell_link(cell, row, study),
+            "hint": _hint(cell, column),
+            "kind": column.kind,
+        }
+
+    return {
+        "name": table.name,
+        "title": table.title,
+        "caption": table.caption,
+        "columns": table.columns,
+        "rows": [
+            {
+                "key": row.key,
+                "base": row.key == study.base,
+                "cells": [view(row, column) for column in table.columns],
+            }
+            for row in table.rows
+        ],
+        "footnotes": [(letter, text) for text, letter in letters.items()],
+        "notes": table.notes,
+        "sources": {suffix: write(table) for suffix, write in WRITERS.items()},
+        "csv": _data_uri("text/csv;charset=utf-8", WRITERS["csv"](table).encode()),
+    }
+
+
+def _sort_value(cell: Cell, column: Column) -> str:
+    """What the page sorts by: numbers at full precision, text as it is, "" (always last) for undefined."""
+    value = cell.low if column.kind == "interval" else cell.value
+    if value is None:
+        return ""
+    if column.kind == "check":
+        return "1" if value else "0"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _cell_link(cell: Cell, row: Row, study: Study) -> str:
+    if not cell.runs:
+        return ""
+    return f"#{run_anchor(cell.runs[0])}" if len(cell.runs) == 1 else f"#{runs_anchor(study.arm(row.key))}"
+
+
+def _hint(cell: Cell, column: Column) -> str:
+    """The single values behind a mean, for the cell's tooltip."""
+    if len(cell.each) < 2:
+        return ""
+    values = [
+        UNDEFINED if value is None else number(value * column.scale, column.digits) for value in cell.each
+    ]
+    return f"{len(values)} runs: {', '.join(values)}"
+
+
+def _scene_views(study: Study, scenes: Sequence[figures.Scene]) -> list[dict[str, Any]]:
+    views = []
+    for scene in scenes:
+        tiles = []
+        for tile in scene.tiles:
+            score = ""
+            if tile.is_map:
+                score = f"F1 {UNDEFINED if tile.f1 is None else number(100 * tile.f1, 1)}"
+            tiles.append(
+                {
+                    "column": tile.column,
+                    "uri": _data_uri("image/png", _png(tile.pixels)),
+                    "is_map": tile.is_map,
+                    "score": score,
+                    "link": f"#{run_anchor(tile.run)}" if tile.run else "",
+                    "height": tile.pixels.shape[0],
+                    "width": tile.pixels.shape[1],
+                }
+            )
+        views.append({"name": Path(scene.name).stem, "tiles": tiles})
+    return views
+
+
+def _arm_view(study: Study, arm: Arm, out: Path) -> dict[str, Any]:
+    return {
+        "title": arm.title,
+        "name": arm.name,
+        "recipe": arm.recipe,
+        "anchor": runs_anchor(arm),
+        "is_base": arm.name == study.base,
+        "changes": _recipe_changes(study, arm),
+        "yaml": next((run.recipe_text for run in arm.runs if run.recipe_text), ""),
+        "runs": [_run_view(study, arm, run, out) for run in arm.runs],
+    }
+
+
+def _run_view(study: Study, arm: Arm, run: Run, out: Path) -> dict[str, Any]:
+    result = arm.results.get(study.metric)
+    values = dict(zip([each.id for each in arm.finished], result.values if result else (), strict=False))
+    value = values.get(run.id)
+    seconds = run.info.get("seconds")
+    return {
+        "id": run.id,
+        "anchor": run_anchor(run.id),
+        "folder": quote(Path(os.path.relpath(run.path.resolve(), out.resolve())).as_posix()),
+        "seed": run.seed,
+        "state": run.state,
+        "why": run.why,
+        "score": UNDEFINED if value is None else number(100 * value),
+        "hash": run.info.get("hash") or UNDEFINED,
+        "commit": _short_commit(run),
+        "data": (run.info.get("data") or {}).get("fingerprint") or UNDEFINED,
+        "protocol": study.protocol if run.protocol(study.protocol) else UNDEFINED,
+        "checkpoint": run.checkpoint(study.split, study.protocol) or UNDEFINED,
+        "device": run.info.get("device") or UNDEFINED,
+        "time": UNDEFINED if seconds is None else _duration(seconds),
+        "command": run.info.get("command") or UNDEFINED,
+    }
+
+
+def _short_commit(run: Run) -> str:
+    commit, plus, dirty = (run.info.get("commit") or UNDEFINED).partition("+")
+    return f"{commit[:10]}{plus}{dirty}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )
+
+
+def _recipe_changes(study: Study, arm: Arm) -> list[tuple[str, str, str]]:
+    """(dotted key, value in the base, value in this arm) of all that differs in the effective recipes."""
+    base = next((run.recipe for run in study.arm(study.base).runs if run.recipe), {})
+    own = next((run.recipe for run in arm.runs if run.recipe), {})
+    if not base or not own:
+        return [(key, UNDEFINED, _yaml(value)) for key, value in arm.switches.items()]
+    keys = [key for key in dict.fromkeys([*base, *own]) if key.split(".")[0] not in DESCRIBING]
+    return [
+        (key, _yaml(base[key]) if key in base else UNDEFINED, _yaml(own[key]) if key in own else UNDEFINED)
+        for key in keys
+        if base.get(key, UNDEFINED) != own.get(key, UNDEFINED)
+    ]
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.replace("\n...", "").strip()
+
+
+def _protocol_views(study: Study) -> list[dict[str, Any]]:
+    """Each distinct protocol stamp as (field, value) pairs with the runs that carry it."""
+    stamps: dict[str, list[str]] = {}
+    for _, run in study.finished:
+        stamps.setdefault(json.dumps(run.protocol(study.protocol)), []).append(run.id)
+    views = []
+    for stamp, runs in stamps.items():
+        fields = [(key.replace("_", " "), _plain(value)) for key, value in json.loads(stamp).items()]
+        views.append({"fields": fields, "runs": runs})
+    return views
+
+
+def _data_views(study: Study) -> list[list[tuple[str, str]]]:
+    """Each distinct data block of run.json as (field, value) pairs; of the place only the folder's name."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for _, run in study.runs:
+        block = run.info.get("data") or {}
+        if block:
+            splits = ", ".join(f"{count} {name}" for name, count in (block.get("splits") or {}).items())
+            fields = {**block, "root": Path(str(block.get("root"))).name, "splits": splits}
+            found.setdefault(json.dumps(fields), [(key, _plain(value)) for key, value in fields.items()])
+    return list(found.values())
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _environment_views(study: Study) -> list[dict[str, Any]]:
+    """Each distinct environment as (field, value) pairs with the number of runs made in it."""
+    found: dict[str, int] = {}
+    for _, run in study.runs:
+        if run.info:
+            block = dict(run.info.get("environment") or {})
+            packages = block.pop("packages", {}) or {}
+            fields = {**block, "device": run.info.get("device"), "host": run.info.get("host")}
+            fields["packages"] = dict(sorted(packages.items()))
+            text = json.dumps({key: _plain(value) for key, value in fields.items() if value})
+            found[text] = found.get(text, 0) + 1
+    return [{"fields": list(json.loads(text).items()), "runs": count} for text, count in found.items()]
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """Lossless PNG; pictures of few colours (maps, labels) as palettes, which are a tenth of the size."""
+    image = Image.fromarray(pixels)
+    if len(image.getcolors(maxcolors=pixels.shape[0] * pixels.shape[1]) or []) <= 16:
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

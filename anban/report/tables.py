@@ -1,0 +1,625 @@
+"""Paper tables from records: one model of a table, three builders, three writers.
+
+What the writers promise:
+
+* Scores are shown x 100 with two decimals, as mean ± sample standard deviation over runs (no ± for a single run).
+* Marks go by the number as printed: the best is bold, all of them where several tie; the second is underlined only
+  where a single row is best (two firsts leave no second), and again all of them where several tie for it.
+* An undefined value is "–" with a footnote that says why. It is never 0 and never marked.
+* The same records give the same bytes: no time, no path, no order that depends on the machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any, Literal
+
+import numpy as np
+
+from anban.report.records import Arm, Run, Study, protocol_text
+
+Kind = Literal["text", "check", "count", "number", "difference", "interval"]
+Mark = Literal["best", "second"]
+
+UNDEFINED = "–"
+
+# Name in the records -> title in a table. All of them are fractions, and higher is better.
+SCORES = {
+    "precision": "Pre",
+    "recall": "Rec",
+    "f1": "F1",
+    "iou": "IoU",
+    "oa": "OA",
+    "kappa": "Kappa",
+    "miou": "mIoU",
+}
+COMPARED = ("precision", "recall", "f1", "iou", "oa", "kappa")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        kind: how a cell is shown. "number" is scaled, rounded and may carry a spread; "difference" is the same with
+            its sign; "interval" shows low to high; "check" is a tick or nothing.
+        better: the direction in which cells are ranked, None for no marks.
+        scale: the factor from the stored value to the shown one.
+    """
+
+    key: str
+    title: str
+    kind: Kind = "text"
+    better: Literal["higher", "lower"] | None = None
+    scale: float = 1.0
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value with what it rests on.
+
+    Attributes:
+        value: the stored value, unscaled; None where undefined.
+        spread: the sample standard deviation over runs, None for fewer than two.
+        low, high: the ends of an interval.
+        runs: ids of the runs the value was computed from.
+        note: why the value is undefined, or what else the reader must know.
+        each: the single values behind a mean, in the order of `runs`.
+    """
+
+    value: float | str | bool | None
+    spread: float | None = None
+    low: float | None = None
+    high: float | None = None
+    runs: tuple[str, ...] = ()
+    note: str | None = None
+    mark: Mark | None = None
+    each: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method or variant; `stamp` says which data, split and protocol its numbers carry."""
+
+    key: str
+    cells: dict[str, Cell]
+    stamp: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as all writers and the page see it. `notes` stand below it."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def column(self, key: str) -> Column:
+        return next(column for column in self.columns if column.key == key)
+
+
+# --- what a cell says -------------------------------------------------------------------------------------------
+
+
+def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
+    """A number with a true minus sign; what rounds to zero carries no sign."""
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def shown(cell: Cell, column: Column) -> tuple[str, str]:
+    """What is printed for a cell: the main text and its spread ("" for none), in plain Unicode."""
+    if column.kind == "check":
+        return ("✓" if cell.value else ""), ""
+    if column.kind == "interval":
+        if cell.low is None or cell.high is None:
+            return UNDEFINED, ""
+        low, high = (number(end * column.scale, column.digits, sign=True) for end in (cell.low, cell.high))
+        return f"[{low}, {high}]", ""
+    if cell.value is None:
+        return UNDEFINED, ""
+    if isinstance(cell.value, str):
+        return cell.value, ""
+    if column.kind == "count":
+        return f"{int(cell.value)}", ""
+    main = number(cell.value * column.scale, column.digits, sign=column.kind == "difference")
+    return main, "" if cell.spread is None else number(cell.spread * column.scale, column.digits)
+
+
+def ranked(table: Table) -> Table:
+    """The table with best and second marked in every column that has a direction (rule in the module's docstring)."""
+    rows = [dict(row.cells) for row in table.rows]
+    for column in table.columns:
+        if column.better is None:
+            continue
+        # Ranking what is printed keeps a bold 81.20 from standing beside a plain 81.20.
+        printed = {
+            place: round(float(cells[column.key].value) * column.scale, column.digits)  # type: ignore[arg-type]
+            for place, cells in enumerate(rows)
+            if column.key in cells and cells[column.key].value is not None
+        }
+        if len(printed) < 2:
+            continue
+        order = sorted(set(printed.values()), reverse=column.better == "higher")
+        best = [place for place, value in printed.items() if value == order[0]]
+        second = [place for place, value in printed.items() if len(order) > 1 and value == order[1]]
+        for place in best:
+            rows[place][column.key] = replace(rows[place][column.key], mark="best")
+        for place in second if len(best) == 1 else []:
+            rows[place][column.key] = replace(rows[place][column.key], mark="second")
+    return replace(
+        table, rows=tuple(replace(row, cells=cells) for row, cells in zip(table.rows, rows, strict=True))
+    )
+
+
+def footnotes(table: Table) -> dict[str, str]:
+    """Note text of the cells -> its letter, in reading order."""
+    texts = [
+        row.cells[column.key].note
+        for row in table.rows
+        for column in table.columns
+        if column.key in row.cells
+    ]
+    unique = dict.fromkeys(text for text in texts if text)
+    return {text: _letter(index) for index, text in enumerate(unique)}
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else f"{_letter(index // 26 - 1)}{chr(ord('a') + index % 26)}"
+
+
+# --- writers ----------------------------------------------------------------------------------------------------
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown: best in bold, second underlined with <u>."""
+
+    def text(cell: Cell, column: Column) -> str:
+        main, spread = shown(cell, column)
+        main = _markdown_escape(main)
+        main = {"best": f"**{main}**", "second": f"<u>{main}</u>", None: main}[cell.mark]
+        letter = f"<sup>{letters[cell.note]}</sup>" if cell.note else ""
+        return main + (f" ± {spread}" if spread else "") + letter
+
+    letters = footnotes(table)
+    lines = [f"**{_markdown_escape(table.title)}.** {_markdown_escape(table.caption)}", ""]
+    lines.append("| " + " | ".join(_markdown_escape(_heading(column)) for column in table.columns) + " |")
+    align = {"text": ":---", "check": ":---:"}
+    lines.append("| " + " | ".join(align.get(column.kind, "---:") for column in table.columns) + " |")
+    for row in table.rows:
+        cells = (
+            text(row.cells[column.key], column) if column.key in row.cells else "" for column in table.columns
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    notes = [f"<sup>{letter}</sup> {_markdown_escape(note)}" for note, letter in letters.items()]
+    notes += [_markdown_escape(note) for note in table.notes]
+    # A blank line between notes: Markdown would run neighbouring lines into one paragraph.
+    return "\n".join(lines) + "\n" + "".join(f"\n{note}\n" for note in notes)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table environment; the packages it needs are named in its first line."""
+
+    def text(cell: Cell, column: Column) -> str:
+        main, spread = shown(cell, column)
+        main = latex_escape(main)
+        main = {"best": rf"\textbf{{{main}}}", "second": rf"\underline{{{main}}}", None: main}[cell.mark]
+        letter = rf"\textsuperscript{{{letters[cell.note]}}}" if cell.note else ""
+        return main + (rf" $\pm$ {spread}" if spread else "") + letter
+
+    letters = footnotes(table)
+    align = "".join({"text": "l", "check": "c"}.get(column.kind, "r") for column in table.columns)
+    lines = [
+        r"% needs \usepackage{booktabs, amssymb}",
+        r"\begin{table}[t]",
+        r"\centering",
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{latex_escape(f'{table.title}. {table.caption}')}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",
+        r"\toprule",
+        " & ".join(latex_escape(_heading(column)) for column in table.columns) + r" \\",
+        r"\midrule",
+    ]
+    for row in table.rows:
+        cells = (
+            text(row.cells[column.key], column) if column.key in row.cells else "" for column in table.columns
+        )
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = [rf"\textsuperscript{{{letter}}} {latex_escape(note)}" for note, letter in letters.items()]
+    notes += [latex_escape(note) for note in table.notes]
+    if notes:
+        body = r" \\ ".join(notes)
+        lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {body}}}")
+    lines.append(r"\end{table}")
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Full precision in stored units (scores as fractions 0..1), standard deviations, run ids and the stamp."""
+    stamps = list(dict.fromkeys(key for row in table.rows for key in row.stamp))
+    header: list[str] = []
+    readers: list[Callable[[Row], Any]] = []
+
+    def add(name: str, read: Callable[[Row], Any]) -> None:
+        header.append(name)
+        readers.append(read)
+
+    def part(key: str, attribute: str) -> Callable[[Row], Any]:
+        return lambda row: getattr(row.cells[key], attribute) if key in row.cells else None
+
+    add("row", lambda row: row.key)
+    for column in table.columns:
+        if column.kind == "interval":
+            add(f"{column.key}_low", part(column.key, "low"))
+            add(f"{column.key}_high", part(column.key, "high"))
+            continue
+        add(column.key, part(column.key, "value"))
+        if any(row.cells[column.key].spread is not None for row in table.rows if column.key in row.cells):
+            add(f"{column.key}_std", part(column.key, "spread"))
+    for key in stamps:
+        add(key, lambda row, key=key: row.stamp.get(key))  # type: ignore[misc]
+    add("runs", lambda row: " ".join(dict.fromkeys(run for cell in row.cells.values() for run in cell.runs)))
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in table.rows:
+        writer.writerow([_csv_value(read(row)) for read in readers])
+    return out.getvalue()
+
+
+WRITERS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+
+
+def _csv_value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _heading(column: Column) -> str:
+    return column.title + {"higher": " ↑", "lower": " ↓", None: ""}[column.better]
+
+
+def _markdown_escape(text: str) -> str:
+    for sign in "\\`*_|<>":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("\n", " ")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # a bracket right after \\ would be read as its optional argument
+    "−": "$-$",
+    "–": "--",
+    "—": "---",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "Δ": r"$\Delta$",
+    "✓": r"\checkmark{}",
+    "\n": " ",
+}
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX prints as it stands; signs that pdfLaTeX has no glyph for become commands."""
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+# --- builders ---------------------------------------------------------------------------------------------------
+
+
+def comparison_table(study: Study) -> Table:
+    """Methods as rows in study order; precision, recall, F1, IoU, OA and Kappa with their spread over runs.
+
+    Where the study mixes protocols or data (see `open_study`) a column names each row's protocol and a note says so.
+    """
+    mixed = bool(study.mixed)
+    columns = [Column("method", "Method"), Column("n", "n", "count")]
+    columns += [Column(name, SCORES[name], "number", "higher", 100.0) for name in COMPARED]
+    if mixed:
+        columns.append(Column("protocol", "Protocol"))
+    rows = []
+    for arm in study.arms:
+        cells = {"method": Cell(arm.title), "n": Cell(len(arm.finished))}
+        cells |= {name: score_cell(arm, name) for name in COMPARED}
+        if mixed:
+            cells["protocol"] = Cell(_protocols_of_arm(study, arm))
+        rows.append(Row(arm.name, cells, _stamp(study, arm)))
+    caption = f"Scores in percent, {_caption(study)}"
+    table = Table("comparison", "Comparison", caption, tuple(columns), tuple(rows), _notes(study))
+    return ranked(table)
+
+
+def ablation_table(study: Study) -> Table | None:
+    """The base and the arms that stand on the same root recipe: a column per switch, F1 and IoU, the difference to base.
+
+    A switch with one other value than the base's is a column of check marks; with more, the value is printed.
+    Returns None where no arm differs from the base by a switch.
+    """
+    mixed = bool(study.mixed)
+    base = study.arm(study.base)
+    arms = [arm for arm in study.arms if arm.root == base.root]
+    switches = _switches(arms, base)
+    if not switches:
+        return None
+    scores = list(dict.fromkeys([*(("f1", "iou")), study.metric]))
+    metric = SCORES.get(study.metric, study.metric)
+    columns = [Column("variant", "Variant"), *(column for column, _ in switches)]
+    columns += [Column("n", "n", "count")]
+    columns += [Column(name, SCORES.get(name, name), "number", "higher", 100.0) for name in scores]
+    columns += [
+        Column("difference", f"Δ {metric}", "difference", None, 100.0),
+        Column("interval", "95 % interval", "interval", None, 100.0),
+        Column("verdict", "Verdict"),
+    ]
+    if mixed:
+        columns.append(Column("protocol", "Protocol"))
+    rows = []
+    for arm in arms:
+        cells = {"variant": Cell(arm.title), "n": Cell(len(arm.finished))}
+        cells |= {column.key: Cell(values[arm.name]) for column, values in switches}
+        cells |= {name: score_cell(arm, name) for name in scores}
+        cells |= _difference_cells(study, arm)
+        if mixed:
+            cells["protocol"] = Cell(_protocols_of_arm(study, arm))
+        rows.append(Row(arm.name, cells, _stamp(study, arm)))
+    caption = (
+        f"Scores in percent and differences in points to {base.title}, {_caption(study)} {_covered(study)}"
+    )
+    left = [arm.title for arm in study.arms if arm.root != base.root]
+    notes = _notes(study)
+    if left:
+        notes += (f"Not shown, as they stand on another recipe than {base.root}: {', '.join(left)}.",)
+    return ranked(Table("ablation", "Ablation", caption.strip(), tuple(columns), tuple(rows), notes))
+
+
+def efficiency_table(study: Study) -> Table:
+    """Parameters, MACs, FLOPs, frames per second, median latency and peak memory, with input and device named.
+
+    Times are means over the arm's runs; where arms were measured under different conditions a column says so and
+    nothing that depends on them is ranked.
+    """
+    conditions = {arm.name: _conditions(arm) for arm in study.arms}
+    known = [text for text in conditions.values() if text]
+    alike = len(set(known)) <= 1
+    speed: Literal["higher", "lower"] | None = None
+    columns = [Column("method", "Method")]
+    for key, title, better, scale in (
+        ("parameters", "Params (M)", "lower", 1e-6),
+        ("macs", "MACs (G)", "lower", 1e-9),
+        ("flops", "FLOPs (G)", "lower", 1e-9),
+        ("fps", "FPS", "higher", 1.0),
+        ("latency_p50", "Latency p50 (ms)", "lower", 1.0),
+        ("peak_memory_mb", "Peak memory (MB)", "lower", 1.0),
+    ):
+        speed = better if alike or key == "parameters" else None  # type: ignore[assignment]
+        columns.append(Column(key, title, "number", speed, scale))
+    if not alike:
+        columns.append(Column("conditions", "Measured with"))
+    rows = []
+    for arm in study.arms:
+        cells = {"method": Cell(arm.title)}
+        cells |= {column.key: _efficiency_cell(arm, column.key) for column in columns[1:7]}
+        if not alike:
+            cells["conditions"] = Cell(conditions[arm.name] or None)
+        rows.append(Row(arm.name, cells, {"conditions": conditions[arm.name]}))
+    caption = (
+        f"Measured with {known[0]}." if known and alike else "Conditions differ and are named in each row."
+    )
+    caption += " Means over the runs of each method; two decimals."
+    notes = []
+    for arm in study.arms:
+        uncounted = sorted({op for run in arm.finished for op in _efficiency(run).get("uncounted") or []})
+        if uncounted:
+            notes.append(f"{arm.title}: operations that were not counted: {', '.join(uncounted)}.")
+    return ranked(Table("efficiency", "Efficiency", caption, tuple(columns), tuple(rows), tuple(notes)))
+
+
+def score_cell(arm: Arm, name: str) -> Cell:
+    """One score of one arm over its finished runs."""
+    runs = tuple(run.id for run in arm.finished)
+    if not runs:
+        return Cell(None, note="No run finished.")
+    result = arm.results.get(name)
+    if result is None or not result.values:
+        return Cell(None, runs=runs, note="Not recorded by these runs.")
+    defined = sum(value is not None for value in result.values)
+    note = None
+    if result.mean is None:
+        note = "Undefined: the score's denominator is 0."
+    if defined < len(result.values):
+        note = f"Undefined (denominator 0) in {len(result.values) - defined} of {len(result.values)} runs."
+    return Cell(result.mean, result.std, runs=runs, note=note, each=result.values)
+
+
+def _difference_cells(study: Study, arm: Arm) -> dict[str, Cell]:
+    if arm.name == study.base:
+        return {"verdict": Cell("base")}
+    result = arm.results.get(study.metric)
+    difference = result.difference if result else None
+    runs = tuple(run.id for run in (*arm.finished, *study.arm(study.base).finished))
+    if difference is None or difference.value is None:
+        note = (difference.note if difference else None) or "no finished run to compare"
+        note = f"No difference: {note}."
+        return {"difference": Cell(None, note=note), "interval": Cell(None), "verdict": Cell(None)}
+    remark = f"{difference.note[0].upper()}{difference.note[1:]}." if difference.note else None
+    return {
+        "difference": Cell(difference.value, runs=runs),
+        "interval": Cell(None, low=difference.low, high=difference.high, runs=runs, note=remark),
+        "verdict": Cell(difference.verdict, runs=runs),
+    }
+
+
+def _switches(arms: Sequence[Arm], base: Arm) -> list[tuple[Column, dict[str, str | bool]]]:
+    """A column and its value by arm name for each dotted key on which the arms differ."""
+    keys = list(dict.fromkeys(key for arm in arms for key in arm.switches))
+    last = [key.split(".")[-1] for key in keys]
+    found: list[tuple[Column, dict[str, str | bool]]] = []
+    for key, short in zip(keys, last, strict=True):
+        # The base says nothing about a key it does not change; its effective recipe does.
+        effective = next((run.recipe[key] for run in base.runs if key in run.recipe), None)
+        normal = base.switches.get(key, effective)
+        values = {arm.name: arm.switches.get(key, normal) for arm in arms}
+        others = list(dict.fromkeys(_plain(value) for value in values.values() if value != normal))
+        name = key if last.count(short) > 1 else short
+        if len(others) == 1:
+            title = name if others[0] == "true" else f"{name} = {others[0]}"
+            found.append(
+                (Column(key, title, "check"), {arm: value != normal for arm, value in values.items()})
+            )
+        elif others:
+            found.append((Column(key, name), {arm: _plain(value) for arm, value in values.items()}))
+    return found
+
+
+def _plain(value: Any) -> str:
+    """A recipe value as YAML people write it."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _efficiency(run: Run) -> dict[str, Any]:
+    return run.info.get("efficiency") or {}
+
+
+def _efficiency_cell(arm: Arm, key: str) -> Cell:
+    def read(run: Run) -> float | None:
+        block = _efficiency(run)
+        value = (block.get("latency_ms") or {}).get("p50") if key == "latency_p50" else block.get(key)
+        return None if value is None else float(value)
+
+    measured = {run.id: value for run in arm.finished if (value := read(run)) is not None}
+    if not measured:
+        return Cell(None, note="No run finished." if not arm.finished else "Not measured or not countable.")
+    values = tuple(measured.values())
+    return Cell(float(np.mean(values)), runs=tuple(measured), each=values)
+
+
+def _conditions(arm: Arm) -> str:
+    """Input, batch, precision and device of the arm's measurements, joined where its runs disagree."""
+    texts = []
+    for run in arm.finished:
+        block = _efficiency(run)
+        if block:
+            texts.append(
+                f"input {block.get('input')}, batch {block.get('batch')}, "
+                f"{block.get('precision')}, on {block.get('device')}"
+            )
+    return "; ".join(dict.fromkeys(texts))
+
+
+def data_sets(study: Study, arms: Sequence[Arm] | None = None, *, short: bool = False) -> list[str]:
+    """The data sets of the finished runs: "name (fingerprint 8d1f00c3b7aa, 12 test images)", or without fingerprint."""
+    texts = []
+    for arm in arms or study.arms:
+        for run in arm.finished:
+            data = run.info.get("data") or {}
+            name = PurePath(str(data.get("root", "unknown data")).replace("\\", "/")).name
+            count = (data.get("splits") or {}).get(study.split)
+            images = "" if count is None else f", {count} {study.split} images"
+            texts.append(
+                f"{name}{images}" if short else f"{name} (fingerprint {data.get('fingerprint')}{images})"
+            )
+    return list(dict.fromkeys(texts))
+
+
+def _protocols_of_arm(study: Study, arm: Arm) -> str:
+    texts = [protocol_text(run.protocol(study.protocol)) for run in arm.finished]
+    return " / ".join(dict.fromkeys(texts)) or UNDEFINED
+
+
+def _stamp(study: Study, arm: Arm) -> dict[str, str]:
+    return {
+        "data": "; ".join(data_sets(study, [arm])),
+        "split": study.split,
+        "protocol": study.protocol,
+        "protocol_details": _protocols_of_arm(study, arm),
+    }
+
+
+def checkpoints(study: Study) -> list[str]:
+    found = [run.checkpoint(study.split, study.protocol) for _, run in study.finished]
+    return list(dict.fromkeys(name for name in found if name))
+
+
+def _caption(study: Study) -> str:
+    """Data set, split, protocol, checkpoint and seeds, as one run of words that ends with a full stop."""
+    details = dict.fromkeys(protocol_text(run.protocol(study.protocol)) for _, run in study.finished)
+    protocol = f"protocol {study.protocol}" + (
+        f" ({next(iter(details))})" if len(details) == 1 else " (differs)"
+    )
+    seeds = sorted({run.seed for _, run in study.finished})
+    words = [
+        f"on {'; '.join(data_sets(study)) or 'no data'}",
+        f"split {study.split}",
+        protocol,
+        f"{' / '.join(checkpoints(study)) or 'no'} checkpoint",
+        f"mean ± standard deviation over n runs (seeds {', '.join(map(str, seeds)) or UNDEFINED})",
+    ]
+    return ", ".join(words) + "."
+
+
+def _covered(study: Study) -> str:
+    """What the intervals of the differences speak about."""
+    found = [
+        result.difference.covers
+        for arm in study.arms
+        if (result := arm.results.get(study.metric))
+        and result.difference
+        and result.difference.low is not None
+    ]
+    texts = list(dict.fromkeys(found))
+    return f"Intervals cover {' or '.join(texts)}." if texts else ""
+
+
+def _notes(study: Study) -> tuple[str, ...]:
+    """What stands below a table of scores: mixed protocols or data, one-run arms, runs that did not finish."""
+    notes = []
+    if study.mixed:
+        notes.append(f"Mixed on request, so rows are not measured alike: {'; '.join(study.mixed)}.")
+    if len(data_sets(study)) > 1:
+        notes.append(f"The runs used different data: {'; '.join(data_sets(study))}.")
+    if len(checkpoints(study)) > 1:
+        notes.append(f"Scores of different checkpoints stand side by side: {', '.join(checkpoints(study))}.")
+    single = [arm.title for arm in study.arms if len(arm.finished) == 1]
+    if single:
+        notes.append(f"One run has no standard deviation: {', '.join(single)}.")
+    for arm, run in study.runs:
+        if not run.finished:
+            why = f": {run.why}" if run.why else "."
+            notes.append(f"Left out: {arm.title}, seed {run.seed} ({run.state}){why}")
+    return tuple(notes)

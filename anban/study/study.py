@@ -1,0 +1,235 @@
+"""A study: one base, some differences, several seeds; run, resumed, and written down for comparison.
+
+A study file is YAML:
+
+    title: Does augmentation help?
+    question: one sentence, shown at the top of the report
+    base: change/demo-fc-siam-diff       # recipe of the base arm, which is called `base` unless `name` says otherwise
+    arms:
+      no-flip: {set: {augment.flip: null}}            # dotted keys that differ from the base
+      tinycd: {title: TinyCD, recipe: change/demo-tinycd}  # or another recipe
+    set: {train.epochs: 10}              # keys set in every arm
+    seeds: 2                             # 0 .. n-1, or a list
+    compare: {split: test, protocol: whole, metric: f1}
+
+A recipe may be given instead of a study: it is then the only arm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+import anban
+from anban.errors import InputError
+from anban.recipe import Recipe, load_recipe
+from anban.recipe.recipe import find, recipe_files
+from anban.recipe.schema import unknown
+from anban.recipe.yamlfile import read
+from anban.record import RunFolder
+
+FORMAT = "anban-study/1"
+_KEYS = ("title", "question", "base", "name", "arms", "set", "seeds", "compare")
+_ARM_KEYS = ("title", "recipe", "set")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the comparison: a recipe, and what it changes against the base."""
+
+    name: str
+    title: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that has been read and checked; nothing has run yet."""
+
+    id: str
+    title: str
+    question: str
+    base: str
+    arms: list[Arm]
+    seeds: list[int]
+    compare: dict[str, str]
+
+
+def study_files() -> dict[str, Path]:
+    """Every study that comes with the package: id -> file, from `anban/tasks/<task>/studies/`."""
+    files = sorted(Path(anban.__file__).parent.glob("tasks/*/studies/*.yaml"))
+    return {f"{file.parent.parent.name}/{file.stem}": file for file in files}
+
+
+def load_plan(name: str, overrides: list[str], seeds: int | None = None) -> Plan:
+    """Read a study (an id, a study file, or a recipe) and check every arm.
+
+    Raises:
+        InputError: unknown study, key or recipe; two arms with the same effective configuration.
+    """
+    files = study_files()
+    path = files.get(name, Path(name))
+    if name not in files and (name in recipe_files() or not path.is_file() or "arms" not in read(path)):
+        if name not in recipe_files() and not path.is_file():
+            raise unknown("study or recipe", name, [*files, *recipe_files()], "anban study")
+        content: dict[str, Any] = {"base": name, "arms": {}}
+        identifier = find(name)[0]
+    else:
+        content = read(path)
+        identifier = name if name in files else f"local/{path.stem}"
+    for key in content:
+        if key not in _KEYS:
+            raise unknown("key", key, _KEYS, path)
+    common = [*_as_overrides(content.get("set") or {}), *overrides]
+    base_id = content.get("base")
+    if not isinstance(base_id, str):
+        raise InputError("No base is given.", where=path, expected="base: the id of a recipe")
+    base = load_recipe(base_id, common)
+    base_name = str(content.get("name", "base"))
+    arms = [Arm(base_name, base.title if base_name == "base" else base_name, base)]
+    for arm_name, given in (content.get("arms") or {}).items():
+        given = given or {}
+        for key in given:
+            if key not in _ARM_KEYS:
+                raise unknown(
+                    "key", f"arms.{arm_name}.{key}", [f"arms.{arm_name}.{k}" for k in _ARM_KEYS], path
+                )
+        own = _as_overrides(given.get("set") or {})
+        recipe = load_recipe(given.get("recipe", base_id), [*common, *own])
+        arms.append(Arm(str(arm_name), str(given.get("title", arm_name)), recipe))
+    _refuse_twins(arms, path)
+    count = seeds if seeds is not None else content.get("seeds", 3)
+    numbers = list(range(count)) if isinstance(count, int) else [int(n) for n in count]
+    if not numbers:
+        raise InputError(
+            "No seed is given.", where=path, expected="seeds: a number of seeds, or a list of them"
+        )
+    evaluation = base.config["eval"]
+    compare = {"split": evaluation["splits"][0], "protocol": evaluation["protocols"][0], "metric": "f1"}
+    compare |= {k: str(v) for k, v in (content.get("compare") or {}).items()}
+    return Plan(identifier, str(content.get("title", identifier)), str(content.get("question", "")),
+                base_name, arms, numbers, compare)  # fmt: skip
+
+
+def run_study(plan: Plan, out: Path, run: Callable[[Recipe], RunFolder], *, resume: bool = False) -> Path:
+    """Run every arm with every seed, arm after arm within a seed, and keep `study.json` true after each run.
+
+    An arm that fails is written down and the others go on.
+
+    Args:
+        plan: what `load_plan` returned.
+        out: folder of runs; the study goes to `<out>/studies/<id>/`.
+        run: trains one recipe (with its seed) and returns its folder; it raises what the run raises.
+        resume: take finished runs of the same experiment and seed from the study's earlier start.
+
+    Returns:
+        the path of study.json.
+    """
+    file = out / "studies" / plan.id / "study.json"
+    earlier = _finished(file) if resume else {}
+    if file.exists() and not resume:
+        file.rename(file.with_name(f"study-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"))
+    results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in plan.arms}
+    total = len(plan.arms) * len(plan.seeds)
+    done = 0
+    _write(file, plan, results)
+    for seed in plan.seeds:
+        for arm in plan.arms:
+            done += 1
+            recipe = arm.recipe.with_seed(seed)
+            known = earlier.get((recipe.hash, seed))
+            if known is not None:
+                results[arm.name].append(_line(seed, known, file.parent))
+                logger.info(f"[{done}/{total}] {arm.name}, seed {seed}: already finished ({known.path.name})")
+            else:
+                logger.info(f"[{done}/{total}] {arm.name}, seed {seed}")
+                results[arm.name].append(_attempt(run, recipe, seed, file.parent))
+            _write(file, plan, results)
+    return file
+
+
+def _attempt(run: Callable[[Recipe], RunFolder], recipe: Recipe, seed: int, folder: Path) -> dict[str, Any]:
+    try:
+        return _line(seed, run(recipe), folder)
+    except Exception as error:
+        if type(error).__name__ == "Interrupted":  # the user's wish, not this arm's failure
+            raise
+        logger.error(f"{recipe.id}, seed {seed}: {error}")
+        return {"seed": seed, "path": None, "state": "failed", "why": str(error)}
+
+
+def _line(seed: int, folder: RunFolder, origin: Path) -> dict[str, Any]:
+    path = Path(os.path.relpath(folder.path, origin)).as_posix()
+    return {"seed": seed, "path": path, "state": folder.info["state"], "why": folder.info.get("why")}
+
+
+def _finished(file: Path) -> dict[tuple[str, int], RunFolder]:
+    if not file.is_file():
+        return {}
+    found = {}
+    for arm in json.loads(file.read_text(encoding="utf-8"))["arms"]:
+        for line in arm["runs"]:
+            path = file.parent / line["path"] if line["path"] else None
+            if path is not None and (path / "run.json").is_file():
+                folder = RunFolder.open(path)
+                if folder.info["state"] == "finished":
+                    found[folder.info["hash"], folder.info["seed"]] = folder
+    return found
+
+
+def _write(file: Path, plan: Plan, results: Mapping[str, list[dict[str, Any]]]) -> None:
+    content = {
+        "format": FORMAT,
+        "id": plan.id,
+        "title": plan.title,
+        "question": plan.question,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **plan.compare,
+        "base": plan.base,
+        "seeds": plan.seeds,
+        "arms": [
+            {
+                "name": arm.name,
+                "title": arm.title,
+                "recipe": arm.recipe.id,
+                "hash": arm.recipe.hash,
+                "difference": _difference(plan.arms[0].recipe, arm.recipe),
+                "runs": results[arm.name],
+            }
+            for arm in plan.arms
+        ],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _difference(base: Recipe, arm: Recipe) -> dict[str, Any]:
+    from anban.recipe import differences
+
+    return {key: new for key, (_, new) in differences(base.config, arm.config).items() if key != "seed"}
+
+
+def _refuse_twins(arms: list[Arm], where: Path) -> None:
+    seen: dict[str, str] = {}
+    for arm in arms:
+        if arm.name in seen.values():
+            raise InputError(f"Two arms are called '{arm.name}'.", where=where)
+        if (twin := seen.get(arm.recipe.hash)) is not None:
+            raise InputError(f"The arms '{twin}' and '{arm.name}' are the same experiment (hash {arm.recipe.hash}).",
+                             where=where, expected="at least one difference in effect",
+                             do="remove one, or check that the changed key is used")  # fmt: skip
+        seen[arm.recipe.hash] = arm.name
+
+
+def _as_overrides(values: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{key}={json.dumps(value)}"

@@ -1,0 +1,16 @@
+"""The change networks by name. Importing this module imports no torch: a class is imported when it is asked for.
+
+Every network takes two images of the same place, (B, C, H, W) each, earlier first, and returns raw scores:
+(B, 1, H, W), the logit of change, or (B, 2, H, W), class scores with class 1 = change.
+"""
+
+from __future__ import annotations
+
+MODELS: dict[str, str] = {
+    "fc-ef": "anban.tasks.change.models.fc:FCEF",
+    "fc-siam-conc": "anban.tasks.change.models.fc:FCSiamConc",
+    "fc-siam-diff": "anban.tasks.change.models.fc:FCSiamDiff",
+    "tinycd": "anban.tasks.change.models.tinycd:TinyCD",
+    "bit": "anban.tasks.change.models.bit:BIT",
+}
+"""Name in a recipe -> "module:class"."""

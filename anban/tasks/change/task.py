@@ -1,0 +1,227 @@
+"""Bitemporal change detection: two pictures of one place in, a map of what changed out.
+
+A batch is a dict: `a`, `b` (B, 3, H, W) float32, normalised; `label` (B, H, W) uint8, 1 where changed; `name`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge, Len
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+
+from anban.data.draws import derive
+from anban.data.images import read_label, read_rgb
+from anban.data.tiles import pad_to_multiple
+from anban.errors import InputError
+from anban.recipe.schema import Arguments, Choice, Collection, NonNegative, Section, Share, pick
+from anban.tasks.change.data import ChangeData, ChangeDataset, common_size
+from anban.tasks.change.labels import decode_label
+from anban.tasks.change.layouts import Pair, find_pairs
+from anban.tasks.change.loss import LOSSES, ChangeLoss, DeepSupervision, margin
+from anban.tasks.change.metric import CLASSES, COUNTS, SELECT, counts, sample_record, score
+from anban.tasks.change.models import MODELS
+from anban.tasks.change.protocols import apply_protocol, parse_protocol
+from anban.tasks.change.transforms import AUGMENTS, build_augment
+from anban.tasks.contract import LOOP_SECTIONS, Task
+
+NETWORKS = {f"change/{name}": address for name, address in MODELS.items()}
+
+SECTIONS: dict[str, Section] = {
+    "data": Arguments("anban.tasks.change.data:ChangeData"),
+    "augment": Collection(AUGMENTS),
+    "model": Choice(NETWORKS),
+    "loss": Collection(LOSSES, common={"weight": (NonNegative, 1.0)}),
+    "supervision": Arguments("anban.tasks.change.loss:DeepSupervision"),
+    **LOOP_SECTIONS,
+    "eval": Arguments("anban.tasks.change.task:Evaluation"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the trained network is measured.
+
+    Attributes:
+        splits: evaluated at the end of a run, the first one being the result; adding `train` shows overfitting.
+        protocols: whole, tiles-N, sliding-SIZE-STRIDE, each also with +flip; the first one is the result.
+        threshold: probability above which a pixel is called changed.
+        shown: scenes of the first split that are kept as pictures.
+    """
+
+    splits: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["test"])
+    protocols: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["whole"])
+    threshold: Share = 0.5
+    shown: Annotated[int, Ge(0)] = 6
+
+    def __post_init__(self) -> None:
+        for protocol in self.protocols:
+            parse_protocol(protocol)
+
+
+class ChangeTask(Task):
+    """The change-detection task as the loop sees it."""
+
+    select = SELECT
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config)
+        self.data = ChangeData(**config["data"])
+        self.criterion = ChangeLoss(config["loss"], DeepSupervision(**config["supervision"]))
+        self.evaluation = Evaluation(**config["eval"])
+        parse_protocol(config["train"]["validate"])
+
+    def check_data(self) -> dict[str, Any]:
+        return self.data.check()
+
+    def build_networks(self) -> None:
+        arguments = dict(self.config["model"])
+        network: nn.Module = pick(NETWORKS, arguments.pop("name"), "model.name")(**arguments)
+        self.modules["model"] = network
+
+    def training_data(self) -> Dataset[Any]:
+        return self.data.dataset("train", build_augment(self.config["augment"]), self.config["seed"])
+
+    def evaluation_data(self, split: str) -> Dataset[Any]:
+        return self.data.dataset(split)
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        return default_collate(list(samples))
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.criterion(self.forward["model"](batch["a"], batch["b"]), batch["label"])
+
+    # Evaluation -----------------------------------------------------------------------------------------------
+
+    def probability(self, model: nn.Module, a: Tensor, b: Tensor, protocol: str) -> Tensor:
+        """Probability of change (B, 1, H, W) in [0, 1] under a protocol; `a`, `b` as in a batch."""
+        multiple = int(getattr(model, "multiple_of", 1))
+
+        def predict(a: Tensor, b: Tensor) -> Tensor:
+            (a, crop), (b, _) = pad_to_multiple(a, multiple), pad_to_multiple(b, multiple)
+            outputs = model(a, b)
+            main = outputs if isinstance(outputs, Tensor) else outputs[0]
+            return torch.sigmoid(margin(main).float())[crop]
+
+        return apply_protocol(parse_protocol(protocol), predict, a, b)
+
+    def evaluate(
+        self, model: nn.Module, batch: Any, protocol: str
+    ) -> list[tuple[dict[str, Any], np.ndarray]]:
+        probability = self.probability(model, batch["a"], batch["b"], protocol)
+        table = counts(probability, batch["label"], self.evaluation.threshold).cpu().tolist()
+        maps = (255 * probability[:, 0]).round().to(torch.uint8).cpu().numpy()
+        return [
+            (sample_record(name, row), picture)
+            for name, row, picture in zip(batch["name"], table, maps, strict=True)
+        ]
+
+    def summary(self, records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+        return score(self._total(records))
+
+    def health(self, records: Sequence[dict[str, Any]]) -> list[str]:
+        tn, fp, fn, tp = (int(n) for n in self._total(records))
+        if fn and not fp + tp:
+            return [f"no pixel is predicted as change, though {fn} of {tn + fn} are: the network has collapsed to "
+                    "one class or has not learned yet"]  # fmt: skip
+        if tn + fp and not tn + fn:
+            return ["every pixel is predicted as change"]
+        return []
+
+    def _total(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        rows = [[record["counts"][name] for name in COUNTS] for record in records]
+        total: np.ndarray = np.array(rows, dtype=np.int64).reshape(-1, 4).sum(axis=0)
+        return total
+
+    def stamp(self, protocol: str, split: str) -> dict[str, Any]:
+        parsed = parse_protocol(protocol)
+        return parsed.to_dict(split, common_size(self.data.pairs(split)), self.evaluation.threshold) | {
+            "classes": list(CLASSES)
+        }
+
+    # Pictures -------------------------------------------------------------------------------------------------
+
+    def shown(self, split: str) -> list[int]:
+        """Scenes with change, evenly spread over the split's list: the same for every run on the same data."""
+        empty = set(self.data.label_report(split).empty)
+        pairs = self.data.pairs(split)
+        changed = [i for i, pair in enumerate(pairs) if pair.name not in empty] or list(range(len(pairs)))
+        count = min(self.evaluation.shown, len(changed))
+        return [changed[i * len(changed) // count] for i in range(count)]
+
+    def draw(self, folder: Path, split: str, shown: Sequence[tuple[int, np.ndarray]], protocol: str) -> None:
+        listed = []
+        for number, probability in shown:
+            a, b, label = self._scene(split, number)
+            name = self.data.pairs(split)[number].name
+            place = folder / "samples" / Path(name).stem
+            place.mkdir(parents=True, exist_ok=True)
+            pictures = {"a": a, "b": b, "label": 255 * label, "probability": probability}
+            for stem, picture in pictures.items():
+                Image.fromarray(picture).save(place / f"{stem}.png")
+            listed.append({"name": name, "folder": place.name})
+        index = {
+            "threshold": self.evaluation.threshold,
+            "protocol": parse_protocol(protocol).name,
+            "split": split,
+        }
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**index, "samples": listed}, indent=1, ensure_ascii=False)
+        (folder / "samples" / "index.json").write_text(text, encoding="utf-8")
+
+    def picture(self, split: str, index: int, prediction: np.ndarray) -> np.ndarray | None:
+        a, b, label = self._scene(split, index)
+        grey = [np.repeat(p[..., None], 3, axis=2) for p in (255 * label, prediction)]
+        return np.concatenate([a, b, *grey], axis=1)
+
+    @torch.inference_mode()
+    def predict(
+        self, model: nn.Module, inputs: Sequence[Path], out: Path, protocol: str, device: torch.device
+    ) -> Iterator[Path]:
+        """Two pictures A B, or folders that each hold A and B: `<name>.png` (0/255) and `<name>_probability.png`."""
+        for pair in self._unlabelled(inputs):
+            sample = ChangeDataset([pair], "0/255", mean=self.data.mean, std=self.data.std)[0]
+            a, b = (sample[date][None].to(device) for date in ("a", "b"))
+            probability = self.probability(model, a, b, protocol)[0, 0].cpu().numpy()
+            mask = (probability > self.evaluation.threshold).astype(np.uint8)
+            out.mkdir(parents=True, exist_ok=True)
+            stem = Path(pair.name).stem
+            for name, picture in ((stem, 255 * mask), (f"{stem}_probability", np.rint(255 * probability))):
+                Image.fromarray(picture.astype(np.uint8)).save(out / f"{name}.png")
+                yield out / f"{name}.png"
+
+    def _unlabelled(self, inputs: Sequence[Path]) -> list[Pair]:
+        files = [path for path in inputs if not path.is_dir()]
+        if len(files) == 2 == len(inputs):
+            a, b = (read_rgb(path) for path in files)
+            if a.shape != b.shape:
+                raise InputError(f"The two dates are {a.shape[:2]} and {b.shape[:2]} pixels.", where=files[1],
+                                 expected="two pictures of one size")  # fmt: skip
+            return [Pair(files[1].name, files[0], files[1], None, a.shape[:2])]
+        if files:
+            raise InputError(f"Found {len(files)} files among {len(inputs)} inputs.", where=files[0],
+                             expected="two pictures A B, or folders that hold A and B")  # fmt: skip
+        return [pair for folder in inputs for pair in find_pairs(folder, "all", labels_required=False)]
+
+    def _scene(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Both dates (H, W, 3) uint8 and the label (H, W) of 0 and 1."""
+        pair = self.data.pairs(split)[number]
+        assert pair.label is not None
+        label = decode_label(read_label(pair.label), self.data.label_report(split).coding)
+        return read_rgb(pair.a), read_rgb(pair.b), label
+
+    def example(self) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(derive("example"))
+        a, b = torch.randn(2, 1, 3, 256, 256, generator=generator)
+        return a, b
+
+
+TASK = ChangeTask

@@ -1,0 +1,269 @@
+"""The loop through the real path: recipe in, run folder out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anban.engine import checkpoint
+from anban.engine.loop import Diverged, Interrupted, Loop
+from anban.engine.run import execute, latest_unfinished, make_task, open_run, prepare
+from anban.engine.trained import evaluate_trained, load_trained
+from anban.errors import InputError
+from anban.recipe import load_recipe
+from anban.record import Ledger, RunFolder
+from anban.tasks.change.models import MODELS
+
+RECIPE = "change/demo-fc-siam-diff"
+
+
+def numbers(run: RunFolder) -> dict[tuple[Any, ...], Any]:
+    """Every metric of a run except the clock."""
+    return {(m["step"], m["split"], m["protocol"], m["name"]): m["value"] for m in run.metrics()}
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = (checkpoint.load(p / "checkpoints" / "last.pt")["modules"]["model"] for p in (a, b))
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    recipe = load_recipe(RECIPE, [*tiny, "machine.profile=true"])
+    return execute(recipe, tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+def test_a_run_leaves_everything_behind(finished: RunFolder) -> None:
+    info = finished.info
+    assert info["state"] == "finished"
+    assert info["why"] is None
+    assert {s["name"] for s in info["scores"]} == {"precision", "recall", "f1", "iou", "oa", "kappa", "miou"}
+    assert info["protocols"]["whole"]["size"] == "64x64"
+    assert info["progress"]["step"] == info["progress"]["steps"] == 4
+    assert info["efficiency"]["parameters"] == info["model"]["parameters"] == 1350146
+    assert info["efficiency"]["input"] == "2 x 1x3x256x256"
+    assert 0 <= info["time"]["data_wait_share"] <= 1
+    assert info["data"]["splits"] == {"train": 4, "val": 2, "test": 2}
+    for name in ("recipe.yaml", "metrics.jsonl", "samples.jsonl", "log.txt", "checkpoints/last.pt"):
+        assert (finished.path / name).stat().st_size > 0, name
+    assert list(finished.path.glob("events.out.tfevents.*"))
+    assert [m["step"] for m in finished.metrics() if m["name"] == "loss"] == [1, 2, 3, 4]
+    assert sum(m["split"] == "val" and m["name"] == "f1" for m in finished.metrics()) == 2
+    samples = finished.samples("test", "whole")
+    assert len(samples) == 2
+    total = sum(sum(s["counts"].values()) for s in samples)
+    assert total == 2 * 64 * 64
+    index = json.loads((finished.figures / "samples" / "index.json").read_text())
+    for sample in index["samples"]:
+        for picture in ("a", "b", "label", "probability"):
+            assert (finished.figures / "samples" / sample["folder"] / f"{picture}.png").is_file()
+    assert Ledger(finished.path.parents[2]).rows()[0]["state"] == "finished"
+
+
+def test_a_run_twice_is_the_same_run(finished: RunFolder, tiny: list[str], tmp_path: Path) -> None:
+    again = execute(load_recipe(RECIPE, [*tiny, "machine.workers=2"]), tmp_path, device="cpu")
+    assert numbers(again) == numbers(finished)
+    assert same_weights(again.path, finished.path)
+    other = execute(load_recipe(RECIPE, tiny, seed=1), tmp_path, device="cpu")
+    assert numbers(other) != numbers(finished)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from anban.engine.run import execute
+from anban.recipe import load_recipe
+if __name__ == "__main__":
+    execute(load_recipe(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), device="cpu")
+"""
+
+
+@pytest.mark.parametrize("network", sorted(MODELS))
+def test_a_killed_run_goes_on_bit_for_bit(network: str, tiny: list[str], tmp_path: Path) -> None:
+    overrides = [
+        *tiny,
+        f"model=change/{network}",
+        "train.iterations=6",
+        "train.eval_every=4",
+        "train.ema=0.9",
+    ]
+    recipe = load_recipe(RECIPE, overrides)
+    whole = execute(recipe, tmp_path / "whole", device="cpu")
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    command = [sys.executable, str(script), RECIPE, str(tmp_path / "killed"), *overrides]
+    with subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    ) as child:
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit and child.poll() is None:
+            lines = [f.read_text().count('"loss"') for f in tmp_path.glob("killed/change/*/*/metrics.jsonl")]
+            if lines and lines[0] >= 3:
+                break
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+    path = latest_unfinished(recipe, tmp_path / "killed")
+    assert RunFolder.open(path).state == "lost"
+    step = checkpoint.load(path / "checkpoints" / "last.pt")["step"]
+    assert 2 <= step < 6, "the kill came too late to show anything"
+    run, stored = open_run(path, [])
+    resumed = execute(stored, tmp_path / "killed", device="cpu", resume=run)
+    assert resumed.path == path
+    assert resumed.info["state"] == "finished"
+    assert numbers(resumed) == numbers(whole)
+    assert same_weights(resumed.path, whole.path)
+    assert resumed.info["scores"] == whole.info["scores"]
+
+
+def test_stopping_keeps_the_last_step(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def record(self: Loop, *arguments: Any) -> None:
+        seen.append(self.done.step)
+        if self.done.step == 3 and len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_log_step", record)
+    with pytest.raises(Interrupted, match="step 3 of 4"):
+        execute(load_recipe(RECIPE, [*tiny, "machine.checkpoint_every=100"]), tmp_path, device="cpu")
+    path = next(tmp_path.glob("change/*/*/run.json")).parent
+    assert RunFolder.open(path).info["state"] == "interrupted"
+    assert checkpoint.load(path / "checkpoints" / "last.pt")["step"] == 3
+
+
+def test_only_the_length_of_a_run_may_change(finished: RunFolder, tiny: list[str]) -> None:
+    with pytest.raises(InputError, match="finished"):
+        open_run(finished.path, [])
+    with pytest.raises(InputError, match=r"cannot change optimizer\.lr"):
+        open_run(finished.path, ["optimizer.lr=1"])
+    _, recipe = open_run(finished.path, ["train.iterations=6", "machine.workers=1"])
+    assert recipe.config["train"]["iterations"] == 6
+
+
+def test_a_run_can_be_extended(tiny: list[str], tmp_path: Path) -> None:
+    first = execute(load_recipe(RECIPE, tiny), tmp_path, device="cpu")
+    run, recipe = open_run(first.path, ["train.iterations=5"])
+    longer = execute(recipe, tmp_path, device="cpu", resume=run)
+    assert longer.path == first.path
+    assert longer.info["progress"]["step"] == 5
+    assert longer.info["resumed"]
+
+
+def test_a_diverging_loss_ends_the_run_with_its_row(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"step \d"):
+        execute(
+            load_recipe(RECIPE, [*tiny, "optimizer.lr=1e30", "optimizer.weight_decay=1e30"]),
+            tmp_path,
+            device="cpu",
+        )
+    row = Ledger(tmp_path).rows()[0]
+    assert row["state"] == "failed"
+    assert "loss is" in row["why"]
+
+
+def test_a_full_disk_ends_the_run_and_it_can_go_on(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.save
+
+    def save(state: dict[str, Any], handle: Any) -> None:
+        if state["step"] == 3 and "modules" in state:
+            raise OSError(28, "No space left on device")
+        real(state, handle)
+
+    monkeypatch.setattr(torch, "save", save)
+    recipe = load_recipe(RECIPE, tiny)
+    with pytest.raises(OSError, match="No space left"):
+        execute(recipe, tmp_path, device="cpu")
+    monkeypatch.undo()
+    path = latest_unfinished(recipe, tmp_path)
+    assert "No space left" in RunFolder.open(path).info["why"]
+    assert checkpoint.load(path / "checkpoints" / "last.pt")["step"] == 2
+    run, stored = open_run(path, [])
+    assert execute(stored, tmp_path, device="cpu", resume=run).info["state"] == "finished"
+
+
+def test_two_processes_cannot_use_one_folder(finished: RunFolder, tiny: list[str]) -> None:
+    run, recipe = open_run(finished.path, ["train.iterations=6"])
+    with (
+        RunFolder.open(finished.path).lock(),
+        pytest.raises(InputError, match="Another process uses this run"),
+    ):
+        execute(recipe, finished.path.parents[2], device="cpu", resume=run)
+
+
+def test_bad_data_is_told_and_recorded(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    recipe = load_recipe(RECIPE, [*tiny, f"data.root={tmp_path / 'data'}"])
+    with pytest.raises(InputError):
+        execute(recipe, tmp_path / "runs", device="cpu")
+    assert Ledger(tmp_path / "runs").rows()[0]["state"] == "failed"
+
+
+def test_accumulation_and_clipping_compute_the_same_step(tiny: list[str], tmp_path: Path) -> None:
+    """FC-EF without dropout and in eval mode has no statistics of the batch, so two halves make the whole."""
+    results = []
+    for parts in (1, 2):
+        recipe = load_recipe(RECIPE, [*tiny, "loss.dice=null", f"train.accumulate={parts}", "train.clip_norm=0.01",
+                                      "optimizer.name=sgd", "optimizer.momentum=0", "optimizer.lr=1.0"])  # fmt: skip
+        task, loop = prepare(recipe, torch.device("cpu"))
+        task.modules["model"].eval()
+        before = {n: p.detach().clone() for n, p in task.modules["model"].named_parameters()}
+        task.update(next(loop._stream()), loop.updater)
+        results.append({n: p.detach() - before[n] for n, p in task.modules["model"].named_parameters()})
+    norm = torch.sqrt(sum((d**2).sum() for d in results[0].values()))  # type: ignore[arg-type]
+    assert norm.item() == pytest.approx(0.01, rel=1e-4)
+    for name, delta in results[0].items():
+        torch.testing.assert_close(results[1][name], delta, rtol=1e-3, atol=1e-7)
+
+
+def test_half_precision_trains(tiny: list[str], tmp_path: Path) -> None:
+    run = execute(load_recipe(RECIPE, [*tiny, "train.precision=bf16"]), tmp_path, device="cpu")
+    losses = [m["value"] for m in run.metrics() if m["name"] == "loss"]
+    assert all(value is not None for value in losses)
+
+
+def test_the_same_weights_under_three_protocols(finished: RunFolder) -> None:
+    trained = load_trained(finished.path, [])
+    rows = evaluate_trained(trained, ["whole", "tiles-32", "sliding-32-16"], "test", record=True)
+    assert [row["protocol"]["name"] for row in rows] == ["whole", "tiles-32", "sliding-32-16"]
+    assert [row["protocol"]["stride"] for row in rows] == [None, 32, 16]
+    again = RunFolder.open(finished.path)
+    assert set(again.info["protocols"]) >= {"whole", "tiles-32", "sliding-32-16"}
+    assert len(again.samples("test", "tiles-32")) == 2
+    first = {s["name"]: s["value"] for s in finished.info["scores"]}
+    assert rows[0]["scores"] == first
+
+
+def test_a_checkpoint_alone_is_enough_to_predict(
+    finished: RunFolder, demo_data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "alone.pt"
+    copy.write_bytes((finished.checkpoints / "last.pt").read_bytes())
+    trained = load_trained(copy, [])
+    pair = [demo_data / "test" / folder / "test_0000.png" for folder in ("A", "B")]
+    written = list(trained.task.predict(trained.model, pair, tmp_path / "maps", "whole", trained.device))
+    assert [p.name for p in written] == ["test_0000.png", "test_0000_probability.png"]
+    with pytest.raises(InputError, match="do not fit"):
+        load_trained(
+            copy,
+            ["model.base_width=8"]
+            if "base_width" in trained.recipe.config["model"]
+            else ["model=change/fc-ef"],
+        )
+
+
+def test_a_task_says_which_splits_it_cannot_read(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        make_task(load_recipe(RECIPE, [*tiny, f"data.root={tmp_path}"])).check_data()

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from anban.engine.settings import Train
+from anban.engine.stream import StepSampler, order
+from anban.errors import InputError
+
+
+def test_an_epoch_sees_each_sample_once_and_epochs_differ() -> None:
+    steps = list(StepSampler(7, 2, seed=3, first=0, last=6))
+    first, second = [i for s in steps[:3] for _, i in s], [i for s in steps[3:] for _, i in s]
+    assert len(set(first)) == 6
+    assert first != second
+    assert [e for s in steps for e, _ in s] == [0] * 6 + [1] * 6
+    assert sorted(order(7, 3, 0)) == list(range(7))
+    assert order(7, 3, 0) != order(7, 4, 0)
+
+
+def test_any_step_can_be_asked_for_alone() -> None:
+    whole = list(StepSampler(5, 2, seed=1, first=0, last=20))
+    assert [next(iter(StepSampler(5, 2, 1, n, n + 1))) for n in range(20)] == whole
+
+
+def test_processes_share_a_batch_without_overlap() -> None:
+    whole = list(StepSampler(9, 4, 1, 0, 5))
+    shares = [list(StepSampler(9, 4, 1, 0, 5, rank, 2)) for rank in range(2)]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        assert sorted(first + second) == sorted(batch)
+
+
+def test_a_small_split_gives_one_batch_per_epoch() -> None:
+    assert [len(s) for s in StepSampler(3, 8, 0, 0, 2)] == [3, 3]
+
+
+def test_lengths() -> None:
+    assert Train(iterations=7).total_steps(100) == 7
+    assert Train(epochs=2.5, batch_size=8).total_steps(20) == 5
+    for wrong in ({}, {"iterations": 1, "epochs": 1}, {"iterations": 1, "batch_size": 4, "accumulate": 3}):
+        with pytest.raises(InputError, match="train"):
+            Train(**wrong)

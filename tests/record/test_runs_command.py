@@ -1,0 +1,194 @@
+"""anban runs: what it prints, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from anban.cli import runs as command
+from anban.errors import InputError
+from anban.record import RunFolder
+
+INFO = {"title": "TinyCD", "task": "change", "commit": None, "environment": {"python": "3"}}
+STAMP = {"name": "whole", "split": "test", "size": "256x256", "threshold": 0.5}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(command.app, [str(argument) for argument in arguments])
+
+
+def printed(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refusal(*arguments: object) -> str:
+    result = call(*arguments)
+    assert isinstance(result.exception, InputError), result.output
+    return str(result.exception)
+
+
+def create(
+    out: Path, seed: int = 0, f1: float = 0.5, size: str = "256x256", lr: str = "0.001", **info: Any
+) -> RunFolder:
+    run = RunFolder.create(
+        out, "change/tiny", seed=seed, info={**INFO, "data": {"fingerprint": "abc"}, **info}
+    )
+    run.write_recipe(f"model:\n  name: change/tiny\noptim:\n  lr: {lr}\nseed: {seed}\n")
+    run.log_metrics(1, 0.5, "train", None, {"loss": 2.0})
+    run.log_metrics(2, 1.0, "train", None, {"loss": 1.5})
+    score = {"split": "test", "protocol": "whole", "checkpoint": "best", "name": "f1", "value": f1}
+    run.update(
+        protocols={"whole": {**STAMP, "size": size}}, scores=[score, {**score, "name": "iou", "value": None}]
+    )
+    run.finish("finished")
+    return run
+
+
+def test_list_is_aligned_text_elsewhere_than_on_a_terminal(tmp_path: Path) -> None:
+    run = create(tmp_path, seed=3, f1=0.8125)
+    failed = create(tmp_path, seed=4)
+    failed.finish("failed", why="loss is NaN\nat [red]step 3")
+    for arguments in (["--out", tmp_path], ["list", "--out", tmp_path], ["--out", tmp_path, "list"]):
+        heads, *rows = printed(*arguments).splitlines()
+        assert heads.split()[:6] == ["id", "recipe", "state", "seed", "started", "seconds"]
+        assert "f1 (test, whole, best)" in heads
+        assert len(rows) == 2
+        assert rows[0].endswith("loss is NaN at [red]step 3")
+        assert rows[1].split()[:4] == [run.id, "change/tiny", "finished", "3"]
+        assert rows[1].endswith("0.8125")
+        assert rows[0].index("change/tiny") == rows[1].index("change/tiny") == heads.index("recipe")
+
+
+def test_list_as_json_and_its_filters(tmp_path: Path) -> None:
+    first, second = create(tmp_path, seed=1, f1=0.25), create(tmp_path, seed=2)
+    second.finish("failed", why="no memory")
+    rows = json.loads(printed("--json", "--out", tmp_path))
+    assert [row["id"] for row in rows] == [second.id, first.id]
+    assert (rows[1]["score"], rows[1]["state"], rows[0]["why"]) == (0.25, "finished", "no memory")
+    assert [
+        r["id"] for r in json.loads(printed("list", "--json", "--state", "finished", "--out", tmp_path))
+    ] == [first.id]
+    assert [r["id"] for r in json.loads(printed("list", "--json", "--limit", 1, "--out", tmp_path))] == [
+        second.id
+    ]
+    assert len(json.loads(printed("list", "--json", "--limit", 0, "--out", tmp_path))) == 2
+    assert json.loads(printed("--json", "--out", tmp_path, "list", "--recipe", "seg/*")) == []
+    assert "finished" in refusal("list", "--state", "finishd", "--out", tmp_path)
+
+
+def test_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(printed("--json")) == []
+    assert printed() == ""
+    assert not (tmp_path / "runs").exists()
+    assert "missing" in refusal("--out", "missing")
+
+
+def test_on_a_terminal_a_table_of_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    runs = [create(tmp_path, seed=seed) for seed in range(3)]
+    runs[2].finish("failed", why="a [bracket] in the message")
+    monkeypatch.setattr(command, "SCREENFUL", 2)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "220")
+    command.print_list(tmp_path)
+    shown = capsys.readouterr()
+    assert runs[2].id in shown.out
+    assert runs[1].id in shown.out
+    assert runs[0].id not in shown.out
+    assert "a [bracket] in the message" in shown.out
+    assert "--limit 0" in shown.err
+
+
+def test_show(tmp_path: Path) -> None:
+    run = create(tmp_path, seed=3, f1=0.75)
+    stored = json.loads(printed("show", run.id, "--json", "--out", tmp_path))
+    assert stored["metrics"] == [line for line in run.metrics() if line["step"] == 2]
+    assert {key: stored[key] for key in run.info} == run.info
+    assert stored["path"] == str(run.path)
+    text = printed("show", run.id[:-1], "--out", tmp_path)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["state", "finished"] in lines
+    assert ["data.fingerprint", "abc"] in lines
+    assert ["test", "whole", "best", "f1", "0.75"] in lines
+    assert ["test", "whole", "best", "iou", "-"] in lines
+    assert ["train", "-", "loss", "1.5", "2", "1"] in lines
+
+
+def test_a_lost_run_is_shown_as_lost(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.update(state="running", process="another boot:1")
+    assert json.loads(printed("show", run.id, "--json", "--out", tmp_path))["state"] == "lost"
+    assert printed("list", "--state", "lost", "--out", tmp_path).count(run.id) == 1
+
+
+def test_an_unknown_run_names_the_nearest(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    assert run.id in refusal("show", run.id[:-1] + "x", "--out", tmp_path)
+
+
+def test_compare_puts_scores_and_recipes_side_by_side(tmp_path: Path) -> None:
+    a, b = create(tmp_path, seed=1, f1=0.5), create(tmp_path, seed=1, f1=0.625, lr="0.01")
+    found = json.loads(printed("compare", a.id, b.id, "--json", "--out", tmp_path))
+    assert found["runs"] == [a.id, b.id]
+    assert found["mixed"] == []
+    assert found["protocols"] == {"whole": STAMP}
+    assert found["scores"][0] == {
+        "split": "test",
+        "protocol": "whole",
+        "checkpoint": "best",
+        "name": "f1",
+        "values": [0.5, 0.625],
+    }
+    assert found["recipe"] == [{"key": "optim.lr", "values": [0.001, 0.01]}]
+    lines = [line.split() for line in printed("compare", a.id, b.id, "--out", tmp_path).splitlines()]
+    assert ["test", "whole", "best", "f1", "0.5", "0.625"] in lines
+    assert ["optim.lr", "0.001", "0.01"] in lines
+    assert any(line[:1] == ["whole:"] and "256x256," in line for line in lines)
+
+
+def test_compare_refuses_to_mix_protocols_unless_told(tmp_path: Path) -> None:
+    a, b = create(tmp_path), create(tmp_path, size="1024x1024")
+    message = refusal("compare", a.id, b.id, "--out", tmp_path)
+    assert "256x256" in message
+    assert "1024x1024" in message
+    assert "--mix" in message
+    assert "CAUTION, protocols mixed: whole has size 256x256" in printed(
+        "compare", a.id, b.id, "--mix", "--out", tmp_path
+    )
+    mixed = json.loads(printed("compare", a.id, b.id, "--mix", "--json", "--out", tmp_path))["mixed"]
+    assert mixed == [{"protocol": "whole", "key": "size", "values": ["256x256", "1024x1024"]}]
+
+
+def test_compare_says_when_data_or_recipes_cannot_be_compared(tmp_path: Path) -> None:
+    a, b = create(tmp_path), create(tmp_path, data={"fingerprint": "def"})
+    text = printed("compare", a.id, b.id, "--out", tmp_path)
+    assert "the data differ: abc" in text
+    assert "the effective recipes are the same" in text
+    b.recipe_file.unlink()
+    assert f"{b.id} has no recipe.yaml" in printed("compare", a.id, b.id, "--out", tmp_path)
+    assert "needs two runs" in refusal("compare", a.id, "--out", tmp_path)
+    assert "named twice" in refusal("compare", a.id, a.id, "--out", tmp_path)
+
+
+def test_a_key_set_to_null_differs_from_a_missing_key(tmp_path: Path) -> None:
+    a, b = create(tmp_path), create(tmp_path)
+    a.write_recipe("x: null\nsame: [1, {y: 2}]\n")
+    b.write_recipe("same: [1, {y: 2}]\n")
+    assert json.loads(printed("compare", a.id, b.id, "--json", "--out", tmp_path))["recipe"] == [
+        {"key": "x", "values": [None, None]}
+    ]
+
+
+def test_rebuild_says_how_many(tmp_path: Path) -> None:
+    create(tmp_path)
+    (tmp_path / "ledger.sqlite").unlink()
+    assert printed("rebuild", "--out", tmp_path).startswith("1 run in ")
+    assert json.loads(printed("rebuild", "--json", "--out", tmp_path))["rows"] == 1

@@ -1,0 +1,45 @@
+"""The LaTeX tables compile (`make test-latex`; needs pdflatex or tectonic)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_study import DEMO
+
+from anban.report.records import open_study
+from anban.report.tables import ablation_table, comparison_table, efficiency_table, to_latex
+
+pytestmark = pytest.mark.latex
+
+DOCUMENT = r"""\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage{booktabs, amssymb}
+\begin{document}
+%s
+\end{document}
+"""
+
+
+def test_tables_compile(small: Callable[..., Path], tmp_path: Path) -> None:
+    tool = shutil.which("pdflatex") or shutil.which("tectonic")
+    assert tool, "neither pdflatex nor tectonic is installed"
+    arms = (replace(DEMO[0], title=r"100% \evil{name}_1 & $co ~ #2 ^ <x> [y]"), *DEMO[1:])
+    study = open_study(small(arms))
+    tables = [
+        table for table in (comparison_table(study), ablation_table(study), efficiency_table(study)) if table
+    ]
+    assert len(tables) == 3
+    source = tmp_path / "tables.tex"
+    source.write_text(DOCUMENT % "\n".join(map(to_latex, tables)), encoding="utf-8")
+    options = [] if "tectonic" in tool else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run(
+        [tool, *options, source.name], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "tables.pdf").stat().st_size > 1000
