@@ -21,8 +21,8 @@ $(READY): constraints.txt pyproject.toml
 	touch $(READY)
 
 demo: $(READY) ## generate data, run a study, write its report ($(OUT)/)
-	$(RUN) -m anban.tasks.change.demo $(OUT)/data
-	$(RUN) -m anban study change/demo data.root=$(OUT)/data --out $(OUT)/runs --device cpu
+	$(RUN) -m anban.tasks.change.demo $(OUT)/generated-scenes
+	$(RUN) -m anban study change/demo data.root=$(OUT)/generated-scenes --out $(OUT)/runs --device cpu
 
 test: $(READY) ## the whole suite for a CPU machine
 	$(PYTEST) -n 2 $(ARGS)

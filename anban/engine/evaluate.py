@@ -42,6 +42,7 @@ def evaluate(
     batch: int = 8,
     shown: Sequence[int] = (),
     dataset: Dataset[Any] | None = None,
+    channels_last: bool = False,
 ) -> Evaluation:
     """Run `model` in eval mode over a split.
 
@@ -57,7 +58,7 @@ def evaluate(
         groups = [range(i, min(i + batch, total)) for i in range(0, total, batch)]
         for group in groups[parallel.rank() :: parallel.world()]:
             for numbers, samples in _alike([(i, dataset[i]) for i in group]):
-                inputs = to_device(task.collate(samples), device)
+                inputs = to_device(task.collate(samples), device, channels_last)
                 for number, (record, prediction) in zip(
                     numbers, task.evaluate(model, inputs, protocol), strict=True
                 ):

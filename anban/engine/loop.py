@@ -128,7 +128,7 @@ class Loop:
             stream = self._stream()
             while self.done.step < self.total:
                 begun = time.perf_counter()
-                micro_batches = [to_device(part, self.device) for part in next(stream)]
+                micro_batches = [to_device(p, self.device, self.machine.channels_last) for p in next(stream)]
                 ready = time.perf_counter()
                 step = self.done.step
                 self._set_rates(step)
@@ -225,9 +225,8 @@ class Loop:
         score = result.scores.get(self.task.select)
         self.schedule.observe(score, self.task.higher_is_better)
         best = self.done.best["value"] if self.done.best else None
-        if score is not None and (
-            best is None or ((score > best) == self.task.higher_is_better and score != best)
-        ):
+        sign = 1 if self.task.higher_is_better else -1
+        if score is not None and (best is None or sign * score > sign * best):
             self.done.best = {
                 "step": self.done.step,
                 "split": "val",
@@ -257,6 +256,7 @@ class Loop:
             batch=self.machine.eval_batch,
             shown=shown,
             dataset=self.validation_data if split == "val" else None,
+            channels_last=self.machine.channels_last,
         )
 
     def save(self, name: str) -> None:

@@ -51,6 +51,8 @@ def _loop(recipe: Recipe, task: Task, device: torch.device, run: RunFolder | Non
     task.build_networks()
     for module in task.modules.values():
         module.to(device)
+        if config["machine"]["channels_last"]:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name, section in task.optimized.items():
         settings = dict(config[section])
         make = pick(OPTIMIZERS, settings.pop("name"), f"{section}.name")

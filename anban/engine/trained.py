@@ -61,6 +61,8 @@ def load_trained(path: Path, overrides: list[str], device: str | None = None) ->
     seed_everything(derive(recipe.config["seed"], "weights"))
     task.build_networks()
     model = task.modules["model"].to(target)
+    if recipe.config["machine"]["channels_last"]:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
@@ -91,6 +93,7 @@ def evaluate_trained(
             device=trained.device,
             precision=trained.recipe.config["train"]["precision"],
             batch=trained.recipe.config["machine"]["eval_batch"],
+            channels_last=trained.recipe.config["machine"]["channels_last"],
         )
         rows.append({"protocol": stamp, "checkpoint": trained.which, "data": data["fingerprint"],
                      "images": len(result.records), "scores": result.scores})  # fmt: skip

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -412,6 +412,7 @@ def curves(study: Study, *, metric: str = "f1") -> Figure | None:
                 _curve(axes, arm, at, name, scale, *styles[arm.name])
             axes.set_title(title)
             axes.margins(x=0.01)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         if recorded[0]:
             _loss_scale(places["loss"])
         places["score"].set_xlabel("step")
@@ -469,7 +470,8 @@ def _curve(axes: Axes, arm: Arm, split: str, name: str, scale: float, colour: st
         mean = smooth.mean(axis=0)
         spread = smooth.std(axis=0, ddof=1) if len(smooth) > 1 else np.zeros_like(mean)
     axes.fill_between(common, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(common, mean, color=colour, linestyle=dash)
+    # One or two points make no line that could be seen.
+    axes.plot(common, mean, color=colour, linestyle=dash, marker="o" if len(common) < 3 else "", markersize=3)
 
 
 def _loss_scale(axes: Axes) -> None:
@@ -513,7 +515,7 @@ def differences(study: Study, metric: str) -> Figure | None:
     )
     with _paper():
         figure = Figure(figsize=(PAGE, 0.75 + 0.28 * len(rows)), layout="constrained")
-        axes, words = figure.subplots(1, 2, width_ratios=[1.9, 1], sharey=True)
+        axes, words = figure.subplots(1, 2, width_ratios=[1.25, 1], sharey=True)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlim(-108 * reach, 108 * reach)
         for place, (_, difference) in enumerate(rows):
@@ -544,9 +546,9 @@ def differences(study: Study, metric: str) -> Figure | None:
                     markeredgewidth=1.2,
                 )
             text = f"{number(value, sign=True)}  [{number(low, sign=True)}, {number(high, sign=True)}]"
-            words.text(0.58, place, text, va="center", ha="right")
-            words.text(0.62, place, difference.verdict, va="center", fontweight="bold", color=colour)
-        axes.set_yticks(range(len(rows)), [arm.title for arm, _ in rows], color=INK)
+            words.text(0.5, place, text, va="center", ha="right")
+            words.text(0.54, place, difference.verdict, va="center", fontweight="bold", color=colour)
+        axes.set_yticks(range(len(rows)), ["\n".join(_wrapped(arm.title, 24)) for arm, _ in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)

@@ -44,12 +44,11 @@ from anban.report.tables import (
     data_sets,
     efficiency_table,
     footnotes,
+    left_out,
     number,
+    seeds_of,
     shown,
 )
-
-# Keys of a recipe that name or describe it and change nothing about the experiment.
-DESCRIBING = {"id", "title", "note", "decision", "recorded", "base", "seed", "name", "original", "words"}
 
 
 def write_report(
@@ -229,14 +228,9 @@ class Caution:
 def cautions(study: Study) -> list[Caution]:
     """Runs that did not finish, collapsed predictions, and whatever keeps the runs from being comparable."""
     found = []
-    for arm, run in study.runs:
-        if not run.finished:
-            found.append(
-                Caution(
-                    f"{arm.title}, seed {run.seed} ({run.state}): {run.why or 'no reason recorded.'}",
-                    (run.id,),
-                )
-            )
+    for arm, group in left_out(study):
+        text = f"{arm.title}, {seeds_of(group)} ({group[0].state}): {group[0].why or 'no reason recorded.'}"
+        found.append(Caution(text, tuple(run.id for run in group if run.info)))
     for arm in study.arms:
         nothing, everything = [], []
         for run in arm.finished:
@@ -280,11 +274,13 @@ def _unequal(study: Study) -> list[Caution]:
             found.append(Caution(f"The runs differ in their {what}: {'; '.join(values)}."))
     dirty = [run.id for _, run in study.finished if "+dirty" in (run.info.get("commit") or "")]
     if dirty:
+        everyone = len(dirty) == len(study.finished)
+        who = "All runs" if everyone else _count(len(dirty), "run")
         found.append(
-            Caution(
-                f"{_count(len(dirty), 'run')} used code with changes that are in no commit.", tuple(dirty)
-            )
+            Caution(f"{who} used code with changes that are in no commit.", () if everyone else tuple(dirty))
         )
+    told = [text for _, run in study.finished for text in (run.info.get("data") or {}).get("warnings") or []]
+    found += [Caution(f"The data: {text}") for text in dict.fromkeys(told)]
     if {len(arm.finished) for arm in study.arms} == {1}:
         found.append(
             Caution("Each arm has one seed: nothing here says how much a new seed would move the numbers.")
@@ -307,7 +303,7 @@ def slug(text: str) -> str:
 
 
 def run_anchor(run_id: str) -> str:
-    return "run"
+    return f"run-{slug(run_id)}"
 
 
 def runs_anchor(arm: Arm) -> str:
@@ -447,7 +443,7 @@ def _run_view(study: Study, arm: Arm, run: Run, out: Path) -> dict[str, Any]:
     seconds = run.info.get("seconds")
     return {
         "id": run.id,
-        "anchor": run_anchor(run.id),
+        "anchor": run_anchor(run.id) if run.info else "",  # a run without a folder has no id of its own
         "folder": quote(Path(os.path.relpath(run.path.resolve(), out.resolve())).as_posix()),
         "seed": run.seed,
         "state": run.state,
@@ -483,7 +479,7 @@ def _recipe_changes(study: Study, arm: Arm) -> list[tuple[str, str, str]]:
     own = next((run.recipe for run in arm.runs if run.recipe), {})
     if not base or not own:
         return [(key, UNDEFINED, _yaml(value)) for key, value in arm.switches.items()]
-    keys = [key for key in dict.fromkeys([*base, *own]) if key.split(".")[0] not in DESCRIBING]
+    keys = dict.fromkeys([*base, *own])
     return [
         (key, _yaml(base[key]) if key in base else UNDEFINED, _yaml(own[key]) if key in own else UNDEFINED)
         for key in keys
@@ -516,7 +512,9 @@ def _data_views(study: Study) -> list[list[tuple[str, str]]]:
         if block:
             splits = ", ".join(f"{count} {name}" for name, count in (block.get("splits") or {}).items())
             fields = {**block, "root": Path(str(block.get("root"))).name, "splits": splits}
-            found.setdefault(json.dumps(fields), [(key, _plain(value)) for key, value in fields.items()])
+            found.setdefault(
+                json.dumps(fields), [(key, _plain(value)) for key, value in fields.items() if value]
+            )
     return list(found.values())
 
 
@@ -527,7 +525,7 @@ def _plain(value: Any) -> str:
         return ", ".join(_plain(item) for item in value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _environment_views(study: Study) -> list[dict[str, Any]]:

@@ -20,6 +20,11 @@ from numpy.typing import NDArray
 from anban.errors import InputError
 from anban.study.compare import compare, load_study, runs_as_study
 
+# Keys of a recipe that name it, or say how a machine runs it, and change nothing about the experiment.
+DESCRIBING = frozenset(
+    {"id", "title", "task", "base", "note", "decision", "recorded", "original", "seed", "machine"}
+)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -87,8 +92,9 @@ class Run:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The effective recipe as a flat dict of dotted keys, {} where recipe.yaml is missing."""
-        return flatten(yaml.safe_load(self.recipe_text) or {})
+        """What the effective recipe sets, as a flat dict of dotted keys; {} where recipe.yaml is missing."""
+        flat = flatten(yaml.safe_load(self.recipe_text) or {})
+        return {key: value for key, value in flat.items() if key.split(".")[0] not in DESCRIBING}
 
     @cached_property
     def _pictured(self) -> dict[str, Any]:
@@ -244,8 +250,9 @@ def open_study(
                 )
         results = {name: _result(entry) for name, entry in row["metrics"].items()}
         ordered = tuple(sorted(runs, key=lambda run: run.seed))
+        title = arm.title if arm.title != arm.name else _recorded_title(runs) or arm.title
         arms.append(
-            Arm(arm.name, arm.title, arm.recipe, arm.difference, ordered, _in_order(results, runs, ordered))
+            Arm(arm.name, title, arm.recipe, arm.difference, ordered, _in_order(results, runs, ordered))
         )
     bare = [run.id for arm in arms for run in arm.finished if not run.protocol(study.protocol)]
     if bare:
@@ -266,6 +273,11 @@ def open_study(
         tuple(arms),
         tuple(answer["mixed"]),
     )
+
+
+def _recorded_title(runs: Sequence[Run]) -> str | None:
+    """What the recipe of the runs calls itself: better to read than the bare name of an untitled arm."""
+    return next((str(run.info["title"]) for run in runs if run.info.get("title")), None)
 
 
 def _result(entry: dict[str, Any]) -> Result:

@@ -440,11 +440,14 @@ def efficiency_table(study: Study) -> Table:
         f"Measured with {known[0]}." if known and alike else "Conditions differ and are named in each row."
     )
     caption += " Means over the runs of each method; two decimals."
-    notes = []
+    uncounted: dict[str, list[str]] = {}
     for arm in study.arms:
-        uncounted = sorted({op for run in arm.finished for op in _efficiency(run).get("uncounted") or []})
-        if uncounted:
-            notes.append(f"{arm.title}: operations that were not counted: {', '.join(uncounted)}.")
+        names = sorted({op for run in arm.finished for op in _efficiency(run).get("uncounted") or []})
+        if names:
+            uncounted.setdefault(", ".join(names), []).append(arm.title)
+    notes = [
+        f"Not counted as operations ({'; '.join(titles)}): {names}." for names, titles in uncounted.items()
+    ]
     return ranked(Table("efficiency", "Efficiency", caption, tuple(columns), tuple(rows), tuple(notes)))
 
 
@@ -484,25 +487,64 @@ def _difference_cells(study: Study, arm: Arm) -> dict[str, Cell]:
 
 
 def _switches(arms: Sequence[Arm], base: Arm) -> list[tuple[Column, dict[str, str | bool]]]:
-    """A column and its value by arm name for each dotted key on which the arms differ."""
-    keys = list(dict.fromkeys(key for arm in arms for key in arm.switches))
-    last = [key.split(".")[-1] for key in keys]
+    """A column and its value by arm name for each choice in which the effective recipes of the arms differ.
+
+    A part that has a name (`model.name`, `optimizer.name`) is one choice, whatever arguments come with it. A group of
+    keys that some arms lack altogether (`augment.photometric`) is one choice too: a check mark where it is there.
+    """
+    flat = {arm.name: _effective(arm, base) for arm in arms}
+    normal = flat[base.name]
+    keys = list(dict.fromkeys(key for each in flat.values() for key in each))
+    keys = [key for key in keys if len({_plain(each.get(key, UNDEFINED)) for each in flat.values()}) > 1]
+    named = {key.rpartition(".")[0] for key in keys if key.endswith(".name")}
+    choices: dict[str, dict[str, Any]] = {}
+    for key in keys:
+        part = next((name for name in named if key.startswith(f"{name}.")), None)
+        if part is not None:
+            choices[part] = {name: each.get(f"{part}.name", UNDEFINED) for name, each in flat.items()}
+            continue
+        lacking = [each for each in flat.values() if key not in each]
+        group = _lacked_group(key, lacking) if normal and lacking else None
+        if group is None:
+            choices[key] = {name: each.get(key, UNDEFINED) for name, each in flat.items()}
+        else:
+            choices[group] = {
+                name: any(k.startswith(f"{group}.") for k in each) for name, each in flat.items()
+            }
+
+    last = [key.split(".")[-1] for key in choices]
     found: list[tuple[Column, dict[str, str | bool]]] = []
-    for key, short in zip(keys, last, strict=True):
-        # The base says nothing about a key it does not change; its effective recipe does.
-        effective = next((run.recipe[key] for run in base.runs if key in run.recipe), None)
-        normal = base.switches.get(key, effective)
-        values = {arm.name: arm.switches.get(key, normal) for arm in arms}
-        others = list(dict.fromkeys(_plain(value) for value in values.values() if value != normal))
+    for (key, values), short in zip(choices.items(), last, strict=True):
+        usual = values[base.name]
         name = key if last.count(short) > 1 else short
-        if len(others) == 1:
-            title = name if others[0] == "true" else f"{name} = {others[0]}"
-            found.append(
-                (Column(key, title, "check"), {arm: value != normal for arm, value in values.items()})
-            )
-        elif others:
+        others = list(dict.fromkeys(_plain(value) for value in values.values() if value != usual))
+        if all(isinstance(value, bool) for value in values.values()):
+            found.append((Column(key, name, "check"), values))
+        elif len(others) == 1:
+            ticks: dict[str, str | bool] = {arm: value != usual for arm, value in values.items()}
+            found.append((Column(key, f"{name} = {others[0]}", "check"), ticks))
+        else:
             found.append((Column(key, name), {arm: _plain(value) for arm, value in values.items()}))
     return found
+
+
+def _lacked_group(key: str, recipes: Sequence[dict[str, Any]]) -> str | None:
+    """The largest group of keys around `key` that none of the recipes has anything of; None where there is no such."""
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        group = ".".join(parts[:count])
+        if not any(k.startswith(f"{group}.") for each in recipes for k in each):
+            return group
+    return None
+
+
+def _effective(arm: Arm, base: Arm) -> dict[str, Any]:
+    """The arm's effective recipe; where none of its runs kept one, the base's with the arm's recorded changes."""
+    own = next((run.recipe for run in arm.runs if run.recipe), None)
+    if own is not None:
+        return own
+    flat = next((run.recipe for run in base.runs if run.recipe), {})
+    return {key: value for key, value in {**flat, **arm.switches}.items() if value != "(absent)"}
 
 
 def _plain(value: Any) -> str:
@@ -618,8 +660,21 @@ def _notes(study: Study) -> tuple[str, ...]:
     single = [arm.title for arm in study.arms if len(arm.finished) == 1]
     if single:
         notes.append(f"One run has no standard deviation: {', '.join(single)}.")
+    for arm, group in left_out(study):
+        why = (group[0].why or "no reason recorded").splitlines()[0].rstrip(".")
+        notes.append(f"Left out: {arm.title}, {seeds_of(group)} ({group[0].state}): {why}.")
+    return tuple(notes)
+
+
+def left_out(study: Study) -> list[tuple[Arm, list[Run]]]:
+    """The runs whose numbers are not used; those of one arm with the same state and reason together."""
+    groups: dict[tuple[str, str, str | None], tuple[Arm, list[Run]]] = {}
     for arm, run in study.runs:
         if not run.finished:
-            why = f": {run.why}" if run.why else "."
-            notes.append(f"Left out: {arm.title}, seed {run.seed} ({run.state}){why}")
-    return tuple(notes)
+            groups.setdefault((arm.name, run.state, run.why), (arm, []))[1].append(run)
+    return list(groups.values())
+
+
+def seeds_of(runs: Sequence[Run]) -> str:
+    """ "seed 0" or "seeds 0, 1"."""
+    return f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"

@@ -189,7 +189,9 @@ def test_differences_tell_the_verdict_in_words_and_shape(study_file: Path) -> No
     figure = figures.differences(open_study(study_file), "f1")
     assert figure is not None
     axes, words = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [arm.title for arm in DEMO[1:]]
+    assert [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()] == [
+        arm.title for arm in DEMO[1:]
+    ]
     texts = [text.get_text() for text in words.texts]
     assert texts[1] == "better"
     assert texts[0].startswith("+")

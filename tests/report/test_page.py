@@ -200,6 +200,7 @@ def test_a_study_with_nothing_finished_still_gets_its_page(
     file = small((replace(DEMO[0], fails=(0, 1)), replace(DEMO[1], fails=(0, 1))))
     text = write_report(file, tmp_path / "out").read_text(encoding="utf-8")
     assert "none of its runs finished" in text
+    assert "TinyCD, seeds 0, 1 (failed): The loss became NaN" in text
     assert "The loss became NaN at step 212" in text
 
 
@@ -207,10 +208,12 @@ def test_a_study_with_nothing_finished_still_gets_its_page(
 def test_a_missing_run_folder_is_told_and_not_fatal(small: Callable[..., Path], tmp_path: Path) -> None:
     file = small()
     arms = json.loads(file.read_text())["arms"]
-    arms[1]["runs"][0]["path"] = "../../gone"
+    arms[0]["runs"][0]["path"] = arms[1]["runs"][0]["path"] = "../../gone"
     edit_json(file, arms=arms)
     text = write_report(file, tmp_path / "out").read_text(encoding="utf-8")
-    assert "seed 0 (missing)" in text
+    assert "TinyCD, seed 0 (missing)" in text
+    ids = Elements(text).values("id")
+    assert len(ids) == len(set(ids))
 
 
 @pytest.mark.usefixtures("no_files")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_study import DEMO, FakeArm, edit_json
 
 from anban.errors import InputError
@@ -234,6 +235,27 @@ def test_a_switch_with_three_values_is_printed(small: Callable[..., Path]) -> No
     table = ablation_table(open_study(small(arms)))
     assert table is not None
     assert [row.cells["model.fuse"].value for row in table.rows] == ["concat", "gated", "sum"]
+
+
+def test_a_group_that_an_arm_lacks_and_a_named_part_are_one_switch_each(small: Callable[..., Path]) -> None:
+    root = "change/demo-tinycd"
+    arms = (DEMO[0], FakeArm("plain", "Plain", 0.6, root), FakeArm("other", "Other", 0.6, root))
+    file = small(arms)
+    for arm in json.loads(file.read_text())["arms"]:
+        for run in arm["runs"]:
+            path = Path(file.parent, run["path"], "recipe.yaml")
+            recipe = yaml.safe_load(path.read_text())
+            recipe["augment"] = {"flip": {"p": 0.5}, "light": {"brightness": 0.2, "hue": 0.1}}
+            if arm["name"] == "plain":
+                del recipe["augment"]["light"]
+            if arm["name"] == "other":
+                recipe["model"] = {"name": "change/other", "depth": 3}
+            path.write_text(yaml.safe_dump(recipe))
+    table = ablation_table(open_study(file))
+    assert table is not None
+    assert [column.title for column in table.columns][1:3] == ["light", "model = change/other"]
+    ticks = [(row.cells["model"].value, row.cells["augment.light"].value) for row in table.rows]
+    assert ticks == [(False, True), (False, False), (True, True)]
 
 
 def test_methods_alone_have_no_ablation(small: Callable[..., Path]) -> None:

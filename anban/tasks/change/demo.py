@@ -887,3 +887,11 @@ def _read_note(root: Path) -> Any:
     if strange:
         raise refuse(f"The folder for the demo data also holds {strange[0]}")
     return note
+
+
+if __name__ == "__main__":  # python -m anban.tasks.change.demo FOLDER
+    import sys
+
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m anban.tasks.change.demo FOLDER")
+    print(write_demo(Path(sys.argv[1])))

@@ -42,7 +42,7 @@ class Protocol:
         Args:
             split: the split that was evaluated.
             size: for `whole`, the scenes' size such as "256x256" or "mixed"; windows know their own.
-            threshold: probability from which on a pixel counts as change.
+            threshold: probability above which a pixel counts as change.
         """
         return {
             "name": self.name,
