@@ -303,8 +303,11 @@ ABSENT = "(absent)"
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """dotted key -> (value in a, value in b) wherever two configurations differ."""
+    """dotted key -> (value in a, value in b) wherever two configurations differ.
+
+    A map that is empty on one side only is not listed itself: the keys it lacks are.
+    """
     left, right = dict(flatten(a)), dict(flatten(b))
     keys = [*left, *(k for k in right if k not in left)]
     pairs = {k: (left.get(k, ABSENT), right.get(k, ABSENT)) for k in keys}
-    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1] and pair not in (({}, ABSENT), (ABSENT, {}))}

@@ -37,6 +37,7 @@ from anban.record import RunFolder
 
 FORMAT = "anban-study/1"
 _KEYS = ("title", "question", "base", "name", "arms", "set", "seeds", "compare")
+_ONLY_STUDIES = {"question", "name", "arms", "set", "seeds", "compare"}  # a recipe has none of them
 _ARM_KEYS = ("title", "recipe", "set")
 
 
@@ -76,9 +77,9 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None) -> Plan
     """
     files = study_files()
     path = files.get(name, Path(name))
-    if name not in files and (name in recipe_files() or not path.is_file() or "arms" not in read(path)):
-        if name not in recipe_files() and not path.is_file():
-            raise unknown("study or recipe", name, [*files, *recipe_files()], "anban study")
+    if name not in files and name not in recipe_files() and not path.is_file():
+        raise unknown("study or recipe", name, [*files, *recipe_files()], "anban study")
+    if name in recipe_files() or not _ONLY_STUDIES & read(path).keys():
         content: dict[str, Any] = {"base": name, "arms": {}}
         identifier = find(name)[0]
     else:

@@ -1,0 +1,109 @@
+"""Studies through the real path: plan, runs, resume, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anban.engine.run import execute
+from anban.errors import InputError
+from anban.recipe import Recipe
+from anban.record import RunFolder
+from anban.report import write_report
+from anban.study.compare import compare, load_study
+from anban.study.study import load_plan, run_study, study_files
+
+STUDY = """
+title: A tiny study
+question: Does anything happen in two steps?
+base: change/demo-fc-siam-diff
+name: plain
+arms:
+  no-flip: {title: without flips, set: {augment.flip: null}}
+  tinycd: {recipe: change/demo-tinycd}
+seeds: 2
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(STUDY)
+    return tmp_path / "tiny.yaml"
+
+
+def test_every_study_on_disk_loads() -> None:
+    assert len(study_files()) >= 2
+    for name in study_files():
+        plan = load_plan(name, [])
+        assert len(plan.arms) >= 2
+        assert plan.question
+
+
+def test_a_study_runs_compares_and_resumes(file: Path, tiny: list[str], tmp_path: Path) -> None:
+    plan = load_plan(str(file), [*tiny, "train.iterations=2"])
+    assert [arm.name for arm in plan.arms] == ["plain", "no-flip", "tinycd"]
+    assert plan.seeds == [0, 1]
+    order: list[tuple[str, int]] = []
+
+    def run(recipe: Recipe) -> RunFolder:
+        order.append((recipe.id, recipe.config["seed"]))
+        if recipe.id == "change/demo-tinycd" and recipe.config["seed"] == 1 and len(order) <= 6:
+            raise RuntimeError("out of luck")
+        return execute(recipe, tmp_path / "runs", device="cpu")
+
+    written = run_study(plan, tmp_path / "runs", run)
+    content = json.loads(written.read_text())
+    states = [[line["state"] for line in arm["runs"]] for arm in content["arms"]]
+    assert states == [["finished"] * 2, ["finished"] * 2, ["finished", "failed"]]
+    assert content["arms"][2]["runs"][1]["why"] == "out of luck"
+    assert [seed for _, seed in order] == [0, 0, 0, 1, 1, 1]
+    again = run_study(plan, tmp_path / "runs", run, resume=True)
+    assert order[6:] == [("change/demo-tinycd", 1)]
+    result = compare(load_study(again))
+    assert [arm["n"] for arm in result["arms"]] == [2, 2, 2]
+    page = write_report(again, tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    for arm in json.loads(again.read_text())["arms"]:
+        for line in arm["runs"]:
+            assert Path(line["path"]).name in text
+    assert (tmp_path / "report" / "tables" / "comparison.tex").read_text().count("\\midrule") == 1
+
+
+def test_a_run_compared_with_itself_is_not_distinguishable(file: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Two arms that name the same runs, which `load_plan` would refuse."""
+    plan = load_plan(str(file), [*tiny, "train.iterations=2"])
+    written = run_study(plan, tmp_path / "runs", lambda recipe: execute(recipe, tmp_path / "runs", device="cpu"))
+    content = json.loads(written.read_text())
+    content["arms"] = [content["arms"][0], {**content["arms"][0], "name": "itself"}]
+    written.write_text(json.dumps(content))
+    difference = compare(load_study(written), ["oa"])["arms"][1]["metrics"]["oa"]["difference"]
+    assert difference["value"] == 0
+    assert difference["verdict"] == "not distinguishable"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("no-flip: {title: without flips, set: {augment.flip: null}}", "twin: {}"), "same experiment"),
+        (("arms:", "armes:"), "'armes'"),
+        (("recipe: change/demo-tinycd", "recipe: change/demo-tinycdd"), "did you mean 'change/demo-tinycd'"),
+        (("set: {augment.flip: null}", "sett: {augment.flip: null}"), "did you mean 'arms.no-flip.set'"),
+        (("augment.flip", "augmnt.flip"), "'augmnt'"),
+        (("seeds: 2", "seeds: []"), "No seed"),
+        (("base: change/demo-fc-siam-diff", "base: null"), "No base"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_runs(file: Path, change: tuple[str, str], message: str) -> None:
+    file.write_text(STUDY.replace(*change))
+    with pytest.raises(InputError) as error:
+        load_plan(str(file), [])
+    assert message in str(error.value)
+
+
+def test_a_recipe_is_a_study_of_one_arm() -> None:
+    plan = load_plan("change/demo-tinycd", [], seeds=3)
+    assert [arm.name for arm in plan.arms] == ["base"]
+    assert plan.arms[0].title == "TinyCD"
+    assert plan.seeds == [0, 1, 2]
