@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,16 +55,20 @@ def run(
             path = Path(resume) if Path(resume).is_dir() else Ledger(out).find(resume)
         earlier, loaded = open_run(path, changes)
         folder = execute(loaded, out, device=device, resume=earlier)
-    print(folder.path)
+    if is_leader():
+        print(folder.path)
 
 
 def log_to_stderr() -> None:
     """The program's log as short lines on stderr; standard output is for results."""
-    import sys
-
     from anban.engine.progress import Console
 
-    Console.to(sys.stderr)
+    Console.to(sys.stderr, level="INFO" if is_leader() else "ERROR")
+
+
+def is_leader() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_device(device: str | None) -> None:

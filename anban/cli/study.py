@@ -24,7 +24,7 @@ def study(
     """Run every arm of a study with every seed, compare them, and write the report."""
     from loguru import logger
 
-    from anban.cli.run import check_device, log_to_stderr
+    from anban.cli.run import check_device, is_leader, log_to_stderr
     from anban.engine.run import execute, latest_unfinished, open_run
     from anban.errors import InputError
     from anban.recipe import Recipe
@@ -44,7 +44,10 @@ def study(
             return execute(recipe, out, device=device, resume=earlier)
         return execute(recipe, out, device=device)
 
-    file = run_study(load_plan(name, list(overrides or []), seeds), out, train, resume=resume)
+    plan = load_plan(name, list(overrides or []), seeds)
+    file = run_study(plan, out, train, resume=resume, leader=is_leader())
+    if not is_leader():
+        return
     page = write_report(file, file.parent / "report")
     logger.info("study finished")
     headline = file.parent / "report" / "tables" / "comparison.md"

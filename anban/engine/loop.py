@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,13 +20,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anban.data.draws import derive, seed_everything
-from anban.engine import checkpoint, parallel
+from anban.engine import checkpoint, memory, parallel
 from anban.engine.evaluate import Evaluation, evaluate
 from anban.engine.progress import Progress
 from anban.engine.schedule import Schedule
 from anban.engine.settings import Machine, Train
 from anban.engine.stream import StepSampler, batches, to_device
 from anban.engine.update import Updater
+from anban.errors import InputError
 from anban.record import RunFolder
 from anban.tasks.contract import Task
 
@@ -95,7 +95,8 @@ class Loop:
         self.per_epoch = train.steps_per_epoch(samples)
         share = min(train.batch_size, samples)
         if share % parallel.world():
-            raise ValueError(f"a batch of {share} cannot be shared by {parallel.world()} processes")
+            raise InputError(f"A batch of {share} cannot be shared by {parallel.world()} processes.",
+                             where="train.batch_size", expected=f"a multiple of {parallel.world()}")  # fmt: skip
         self.updater = Updater(task.optimizers, train, device)
         self.peaks = {n: [group["lr"] for group in o.param_groups] for n, o in task.optimizers.items()}
         task.forward = {name: parallel.wrap(module, device) for name, module in task.modules.items()}
@@ -124,6 +125,7 @@ class Loop:
         """
         eval_every = self.settings.eval_every or self.per_epoch
         save_every = self.machine.checkpoint_every or eval_every
+        memory.reset_peak(self.device)
         with self._open() as progress:
             stream = self._stream()
             while self.done.step < self.total:
@@ -220,6 +222,7 @@ class Loop:
 
     def _validate(self, progress: Progress) -> None:
         begun = time.perf_counter()
+        parallel.align(self.model)
         shown = self.task.shown("val")[: self.machine.images]
         result = self.evaluate("val", self.settings.validate, shown)
         score = result.scores.get(self.task.select)
@@ -352,19 +355,7 @@ class Loop:
                 "seconds_per_step": done.seconds / steps,
                 "seconds_per_epoch": done.seconds / steps * self.per_epoch,
                 "data_wait_share": done.waited / done.seconds if done.seconds else 0.0,
-                "peak_memory_mb": peak_memory_mb(self.device),
+                "peak_memory_mb": memory.peak_mb(self.device),
             },
             warnings=done.warnings,
         )
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of the process in MB: allocated on the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -63,6 +63,13 @@ def any_true(flag: bool, device: torch.device) -> bool:
     return bool(box.item())
 
 
+def align(module: nn.Module) -> None:
+    """Give every process the first one's buffers: each has counted its own batches' statistics since the last step."""
+    if world() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with its gradients averaged over processes.
 

@@ -310,4 +310,8 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
     left, right = dict(flatten(a)), dict(flatten(b))
     keys = [*left, *(k for k in right if k not in left)]
     pairs = {k: (left.get(k, ABSENT), right.get(k, ABSENT)) for k in keys}
-    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1] and pair not in (({}, ABSENT), (ABSENT, {}))}
+    return {
+        k: pair
+        for k, pair in pairs.items()
+        if pair[0] != pair[1] and pair not in (({}, ABSENT), (ABSENT, {}))
+    }

@@ -119,7 +119,9 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None) -> Plan
                 base_name, arms, numbers, compare)  # fmt: skip
 
 
-def run_study(plan: Plan, out: Path, run: Callable[[Recipe], RunFolder], *, resume: bool = False) -> Path:
+def run_study(
+    plan: Plan, out: Path, run: Callable[[Recipe], RunFolder], *, resume: bool = False, leader: bool = True
+) -> Path:
     """Run every arm with every seed, arm after arm within a seed, and keep `study.json` true after each run.
 
     An arm that fails is written down and the others go on.
@@ -128,6 +130,7 @@ def run_study(plan: Plan, out: Path, run: Callable[[Recipe], RunFolder], *, resu
         plan: what `load_plan` returned.
         out: folder of runs; the study goes to `<out>/studies/<id>/`.
         run: trains one recipe (with its seed) and returns its folder; it raises what the run raises.
+        leader: whether this process writes; of several that run one study, one does.
         resume: take finished runs of the same experiment and seed from the study's earlier start.
 
     Returns:
@@ -135,12 +138,13 @@ def run_study(plan: Plan, out: Path, run: Callable[[Recipe], RunFolder], *, resu
     """
     file = out / "studies" / plan.id / "study.json"
     earlier = _finished(file) if resume else {}
-    if file.exists() and not resume:
+    if file.exists() and leader and not resume:
         file.rename(file.with_name(f"study-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"))
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in plan.arms}
     total = len(plan.arms) * len(plan.seeds)
     done = 0
-    _write(file, plan, results)
+    if leader:
+        _write(file, plan, results)
     for seed in plan.seeds:
         for arm in plan.arms:
             done += 1
@@ -152,7 +156,8 @@ def run_study(plan: Plan, out: Path, run: Callable[[Recipe], RunFolder], *, resu
             else:
                 logger.info(f"[{done}/{total}] {arm.name}, seed {seed}")
                 results[arm.name].append(_attempt(run, recipe, seed, file.parent))
-            _write(file, plan, results)
+            if leader:
+                _write(file, plan, results)
     return file
 
 

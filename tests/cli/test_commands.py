@@ -21,7 +21,9 @@ def anban(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPr
     command = [sys.executable, "-m", "anban", *map(str, arguments)]
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False
+    )
 
 
 def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -46,7 +48,21 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     listed = anban("--help").stdout
-    for verb in ("recipes", "show", "diff", "check", "run", "eval", "predict", "study", "report", "runs", "profile", "doctor", "env"):
+    for verb in (
+        "recipes",
+        "show",
+        "diff",
+        "check",
+        "run",
+        "eval",
+        "predict",
+        "study",
+        "report",
+        "runs",
+        "profile",
+        "doctor",
+        "env",
+    ):
         assert f" {verb} " in listed
 
 
@@ -62,7 +78,9 @@ def test_recipes_show_diff() -> None:
 
 
 def test_a_run_can_be_evaluated_predicted_and_diagnosed(run: Path, demo_data: Path, tmp_path: Path) -> None:
-    rows = json.loads(anban("eval", run, "--protocol", "whole,tiles-32", "--protocol", "sliding-32-16", "--json").stdout)
+    rows = json.loads(
+        anban("eval", run, "--protocol", "whole,tiles-32", "--protocol", "sliding-32-16", "--json").stdout
+    )
     assert [row["protocol"]["name"] for row in rows] == ["whole", "tiles-32", "sliding-32-16"]
     assert all("f1" in row["scores"] for row in rows)
     done = anban("predict", run, demo_data / "test", "--out", tmp_path / "maps")
@@ -80,7 +98,10 @@ def test_a_run_can_be_evaluated_predicted_and_diagnosed(run: Path, demo_data: Pa
 
 def test_check_and_profile_and_env() -> None:
     lines = json.loads(anban("check", "change/levir-tinycd", "change/levir-bit", "--json").stdout)
-    assert [(line["id"], line["status"]) for line in lines] == [("change/levir-tinycd", "ok"), ("change/levir-bit", "ok")]
+    assert [(line["id"], line["status"]) for line in lines] == [
+        ("change/levir-tinycd", "ok"),
+        ("change/levir-bit", "ok"),
+    ]
     cost = json.loads(anban("profile", "change/tinycd", "--size", 64, "--device", "cpu", "--json").stdout)[0]
     assert cost["parameters"] == 285128
     assert cost["input"] == "2 x 1x3x64x64"
@@ -155,11 +176,23 @@ def test_bad_data_is_refused_and_the_row_stays(
 
 
 def test_ctrl_c_ends_with_130_and_the_run_can_go_on(tiny: list[str], tmp_path: Path) -> None:
-    arguments = ["run", RECIPE, *tiny, "train.iterations=2000", "train.eval_every=1000", "--out", str(tmp_path), "--device", "cpu"]
+    arguments = [
+        "run",
+        RECIPE,
+        *tiny,
+        "train.iterations=2000",
+        "train.eval_every=1000",
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-m", "anban", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         limit = time.monotonic() + 120
-        while time.monotonic() < limit and not any(f.stat().st_size for f in tmp_path.glob("change/*/*/metrics.jsonl")):
+        while time.monotonic() < limit and not any(
+            f.stat().st_size for f in tmp_path.glob("change/*/*/metrics.jsonl")
+        ):
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         _, told = child.communicate(timeout=60)
@@ -169,7 +202,9 @@ def test_ctrl_c_ends_with_130_and_the_run_can_go_on(tiny: list[str], tmp_path: P
     assert rows[0]["state"] == "interrupted"
     folder = next(tmp_path.glob("change/*/*/run.json")).parent
     step = json.loads((folder / "run.json").read_text())["progress"]["step"]
-    done = anban("run", "--resume", folder, f"train.iterations={step + 2}", "--out", tmp_path, "--device", "cpu")
+    done = anban(
+        "run", "--resume", folder, f"train.iterations={step + 2}", "--out", tmp_path, "--device", "cpu"
+    )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == folder
     assert json.loads((folder / "run.json").read_text())["progress"]["step"] == step + 2

@@ -16,9 +16,19 @@ RECIPE = "change/demo-fc-siam-diff"
 
 
 def torchrun(arguments: list[str], folder: Path) -> RunFolder:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "anban"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "anban",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environment, check=False)
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     runs = list(folder.glob("change/*/*/run.json"))
     assert len(runs) == 1
@@ -41,4 +51,7 @@ def test_two_processes_count_every_sample_once(tiny: list[str], tmp_path: Path) 
 @pytest.mark.parametrize("batch", [3])
 def test_a_batch_that_cannot_be_shared_is_refused(batch: int, tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="cannot be shared by 2 processes"):
-        torchrun(["run", RECIPE, *tiny, f"train.batch_size={batch}", "--out", str(tmp_path), "--device", "cpu"], tmp_path)
+        torchrun(
+            ["run", RECIPE, *tiny, f"train.batch_size={batch}", "--out", str(tmp_path), "--device", "cpu"],
+            tmp_path,
+        )

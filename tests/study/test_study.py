@@ -71,10 +71,14 @@ def test_a_study_runs_compares_and_resumes(file: Path, tiny: list[str], tmp_path
     assert (tmp_path / "report" / "tables" / "comparison.tex").read_text().count("\\midrule") == 1
 
 
-def test_a_run_compared_with_itself_is_not_distinguishable(file: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_a_run_compared_with_itself_is_not_distinguishable(
+    file: Path, tiny: list[str], tmp_path: Path
+) -> None:
     """Two arms that name the same runs, which `load_plan` would refuse."""
     plan = load_plan(str(file), [*tiny, "train.iterations=2"])
-    written = run_study(plan, tmp_path / "runs", lambda recipe: execute(recipe, tmp_path / "runs", device="cpu"))
+    written = run_study(
+        plan, tmp_path / "runs", lambda recipe: execute(recipe, tmp_path / "runs", device="cpu")
+    )
     content = json.loads(written.read_text())
     content["arms"] = [content["arms"][0], {**content["arms"][0], "name": "itself"}]
     written.write_text(json.dumps(content))
