@@ -18,6 +18,7 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
+import math
 import operator
 import types
 import typing
@@ -267,7 +268,7 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
         if isinstance(value, float) and value.is_integer():  # 1e3 iterations
             return int(value)
     elif annotation is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     elif annotation is str and isinstance(value, str):
         return value
@@ -319,7 +320,7 @@ def _name(annotation: Any) -> str:
         return f"{origin.__name__} of {', '.join(_name(a) for a in arguments if a is not Ellipsis)}"
     names = {
         int: "a whole number",
-        float: "a number",
+        float: "a finite number",
         str: "a word",
         bool: "true or false",
         type(None): "null",

@@ -112,7 +112,7 @@ def test_check_and_profile_and_env() -> None:
 def test_bad_words_are_refused(tmp_path: Path) -> None:
     refused(anban("run", "change/demo-fc-siam-dif"), "did you mean 'change/demo-fc-siam-diff'")
     refused(anban("run", RECIPE, "optimiser.lr=1"), "'optimiser'", "did you mean 'optimizer'")
-    refused(anban("run", RECIPE, "optimizer.lr=quick"), "optimizer.lr", "a number")
+    refused(anban("run", RECIPE, "optimizer.lr=quick"), "optimizer.lr", "a finite number")
     refused(anban("run", RECIPE, "train.iterations=0"), "train.iterations", "at least 1")
     refused(anban("run", RECIPE, "--device", "tpu"), "cpu or cuda")
     refused(anban("run", RECIPE, "--resume", "--out", tmp_path), "no unfinished run")

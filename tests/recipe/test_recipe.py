@@ -106,7 +106,7 @@ def test_references_are_resolved(base: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.lr=fast", r"(?s)'fast'.*optimizer\.lr.*a number"),
+        ("optimizer.lr=fast", r"(?s)'fast'.*optimizer\.lr.*a finite number"),
         ("optimizer.lr=-1", r"(?s)-1\.0.*optimizer\.lr.*above 0"),
         ("optimizer.lrr=1", r"(?s)'optimizer\.lrr'.*did you mean 'optimizer\.lr'"),
         ("modle.name=x", r"(?s)'modle'.*did you mean 'model'"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -39,7 +40,8 @@ def test_convert(value: Any, annotation: Any, expected: Any) -> None:
         ("5", int, "a whole number"),
         (1.5, int, "a whole number"),
         (True, int, "a whole number"),
-        (True, float, "a number"),
+        (True, float, "a finite number"),
+        (math.inf, float, "a finite number"),
         (1, str, "a word"),
         ("maybe", bool, "true or false"),
         (1, bool, "true or false"),

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,6 +12,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from anban.errors import InputError
+from anban.recipe.schema import Collection, NonNegative, bind, pick
 
 LOSSES: dict[str, str] = {
     "bce": "anban.losses:bce",
@@ -26,6 +23,7 @@ LOSSES: dict[str, str] = {
     "lovasz-sigmoid": "anban.losses:lovasz_sigmoid",
     "swbce": "anban.losses:swbce",
 }
+LOSS_SECTION = Collection(LOSSES, common={"weight": (NonNegative, 1.0)})
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,6 @@ class DeepSupervision:
 
     weights: list[Annotated[float, Interval(ge=0)]] = field(default_factory=lambda: [1.0])
     resize: Literal["logits", "label"] = "logits"
-
-    def __post_init__(self) -> None:
-        if self.resize not in ("logits", "label"):
-            raise InputError(f"resize is {self.resize!r}", where="resize", expected="logits or label")
-        for weight in self.weights:
-            _check_weight(weight, "weights")
 
     def of(self, count: int) -> list[float]:
         """The factors of `count` outputs, the first one included."""
@@ -64,18 +56,16 @@ class ChangeLoss:
             is None is left out.
         deep: what to do with more than one output; the default counts each of them 1.
 
-    Raises InputError for an unknown name or argument, a weight that is negative or not finite, and for no term at all.
+    Raises:
+        InputError: an unknown name or argument, a negative weight, or no term at all.
     """
 
     def __init__(self, terms: Mapping[str, Mapping[str, Any] | None], deep: DeepSupervision | None = None):
         self.deep = deep or DeepSupervision()
+        bound, _ = bind({"loss": LOSS_SECTION}, {"loss": terms})
         self._terms: dict[str, tuple[float, Callable[..., Tensor], dict[str, Any]]] = {}
-        for name, given in terms.items():
-            if given is not None:
-                options = dict(given)
-                weight = options.pop("weight", 1.0)
-                _check_weight(weight, f"loss.{name}.weight")
-                self._terms[name] = (float(weight), _function(name, options), options)
+        for name, options in bound["loss"].items():
+            self._terms[name] = (options.pop("weight"), pick(LOSSES, name, "loss"), options)
         if not self._terms:
             raise InputError("no loss term is left", where="loss", expected=f"one of {', '.join(LOSSES)}")
 
@@ -135,41 +125,3 @@ def margin(scores: Tensor) -> Tensor:
     raise ValueError(
         f"scores of shape {tuple(scores.shape)}; a change network gives (B, 1, h, w) or (B, 2, h, w)"
     )
-
-
-def _function(name: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """The function behind a name, after a look at whether it takes these arguments."""
-    if name not in LOSSES:
-        raise InputError(
-            f"there is no loss term {name!r}",
-            where=f"loss.{name}",
-            expected=", ".join(LOSSES),
-            do=_nearest(name, LOSSES),
-        )
-    module, _, attribute = LOSSES[name].partition(":")
-    function: Callable[..., Tensor] = getattr(import_module(module), attribute)
-    known = [key for key in inspect.signature(function).parameters if key not in ("logit", "target", "valid")]
-    for key in options:
-        if key not in known:
-            raise InputError(
-                f"the loss term {name!r} has no argument {key!r}",
-                where=f"loss.{name}.{key}",
-                expected=", ".join(["weight", *known]),
-                do=_nearest(key, ["weight", *known]),
-            )
-    return function
-
-
-def _check_weight(weight: Any, where: str) -> None:
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, (int, float))
-        or not math.isfinite(weight)
-        or weight < 0
-    ):
-        raise InputError(f"a weight of {weight!r}", where=where, expected="a number, 0 or more")
-
-
-def _nearest(name: str, known: Mapping[str, str] | Sequence[str]) -> str | None:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else None

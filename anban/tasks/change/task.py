@@ -22,24 +22,24 @@ from anban.data.draws import derive
 from anban.data.images import read_label, read_rgb
 from anban.data.tiles import pad_to_multiple
 from anban.errors import InputError
-from anban.recipe.schema import Arguments, Choice, Collection, NonNegative, Section, Share, pick
+from anban.recipe.schema import Arguments, Choice, Section, Share, pick
 from anban.tasks.change.data import ChangeData, ChangeDataset, common_size
 from anban.tasks.change.labels import decode_label
 from anban.tasks.change.layouts import Pair, find_pairs
-from anban.tasks.change.loss import LOSSES, ChangeLoss, DeepSupervision, margin
+from anban.tasks.change.loss import LOSS_SECTION, ChangeLoss, DeepSupervision, margin
 from anban.tasks.change.metric import CLASSES, COUNTS, SELECT, counts, sample_record, score
 from anban.tasks.change.models import MODELS
 from anban.tasks.change.protocols import apply_protocol, parse_protocol
-from anban.tasks.change.transforms import AUGMENTS, build_augment
+from anban.tasks.change.transforms import AUGMENT_SECTION, build_augment
 from anban.tasks.contract import LOOP_SECTIONS, Task
 
 NETWORKS = {f"change/{name}": address for name, address in MODELS.items()}
 
 SECTIONS: dict[str, Section] = {
     "data": Arguments("anban.tasks.change.data:ChangeData"),
-    "augment": Collection(AUGMENTS),
+    "augment": AUGMENT_SECTION,
     "model": Choice(NETWORKS),
-    "loss": Collection(LOSSES, common={"weight": (NonNegative, 1.0)}),
+    "loss": LOSS_SECTION,
     "supervision": Arguments("anban.tasks.change.loss:DeepSupervision"),
     **LOOP_SECTIONS,
     "eval": Arguments("anban.tasks.change.task:Evaluation"),

@@ -7,10 +7,7 @@ global generators, which the data set seeds from (seed, epoch, index), and never
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -22,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from anban.data.tiles import pad_reflect
 from anban.errors import InputError
+from anban.recipe.schema import Collection, bind, pick
 
 Sample = dict[str, Any]
 Step = Callable[[Sample], Sample]
@@ -44,16 +42,18 @@ AUGMENTS: dict[str, str] = {
 }
 
 
+AUGMENT_SECTION = Collection(AUGMENTS)
+
+
 def build_augment(config: Mapping[str, Mapping[str, Any] | None]) -> Augment:
     """Steps from a recipe's `augment` section: step name -> its arguments; null leaves the step out.
+
+    Steps of one's own (`package.module:Class`) come after ours, in the order they are given in.
 
     Raises:
         InputError: an unknown step or argument (with the nearest known one), or arguments out of range.
     """
-    chosen = {name: dict(options) for name, options in config.items() if options is not None}
-    for name in chosen:
-        if name not in AUGMENTS:
-            raise _unknown(f"augment.{name}", name, AUGMENTS)
+    chosen = bind({"augment": AUGMENT_SECTION}, {"augment": config})[0]["augment"]
     if "scale" in chosen and "crop" not in chosen:
         raise InputError(
             "'scale' gives every sample another size",
@@ -61,24 +61,15 @@ def build_augment(config: Mapping[str, Mapping[str, Any] | None]) -> Augment:
             expected="a 'crop' after it, so that a batch can be stacked",
             do="add augment.crop.size",
         )
+    order = [name for name in AUGMENTS if name in chosen] + [name for name in chosen if name not in AUGMENTS]
     steps: dict[str, Step] = {}
-    for name, address in AUGMENTS.items():
-        if name not in chosen:
-            continue
-        module, _, attribute = address.partition(":")
-        make = getattr(import_module(module), attribute)
-        parameters = inspect.signature(make).parameters
-        for key in chosen[name]:
-            if key not in parameters:
-                raise _unknown(f"augment.{name}.{key}", key, parameters)
+    for name in order:
         try:
-            steps[name] = make(**chosen[name])
+            steps[name] = pick(AUGMENTS, name, "augment")(**chosen[name])
         except InputError as error:
             raise InputError(
                 error.what, where=f"augment.{name}", expected=error.expected, do=error.do
             ) from None
-        except (TypeError, ValueError) as error:
-            raise InputError(str(error), where=f"augment.{name}", do="see the step's arguments") from None
     return Augment(steps)
 
 
@@ -128,7 +119,7 @@ class Shift:
     """
 
     def __init__(self, pixels: Pixels = 2, p: Probability = 0.5):
-        self.pixels, self.p = pixels, _probability(p)
+        self.pixels, self.p = pixels, p
 
     def __call__(self, sample: Sample) -> Sample:
         if not _happens(self.p):
@@ -169,9 +160,7 @@ class Flip:
     """Mirror left-right with probability `horizontal` and top-bottom with probability `vertical`."""
 
     def __init__(self, horizontal: Probability = 0.5, vertical: Probability = 0.5):
-        self.flip = v2.Compose(
-            [v2.RandomHorizontalFlip(_probability(horizontal)), v2.RandomVerticalFlip(_probability(vertical))]
-        )
+        self.flip = v2.Compose([v2.RandomHorizontalFlip(horizontal), v2.RandomVerticalFlip(vertical)])
 
     def __call__(self, sample: Sample) -> Sample:
         return dict(self.flip(sample))
@@ -181,7 +170,7 @@ class Rotate90:
     """With probability `p`, turn by 90, 180 or 270 degrees; a picture that is not square only by 180."""
 
     def __init__(self, p: Probability = 0.5):
-        self.p = _probability(p)
+        self.p = p
 
     def __call__(self, sample: Sample) -> Sample:
         if not _happens(self.p):
@@ -196,7 +185,7 @@ class Swap:
     """With probability `p`, exchange the two dates; what changed stays changed."""
 
     def __init__(self, p: Probability = 0.5):
-        self.p = _probability(p)
+        self.p = p
 
     def __call__(self, sample: Sample) -> Sample:
         return sample | {"a": sample["b"], "b": sample["a"]} if _happens(self.p) else sample
@@ -217,7 +206,7 @@ class Photometric:
         p: Probability = 1.0,
     ):
         self.jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
-        self.p = _probability(p)
+        self.p = p
 
     def __call__(self, sample: Sample) -> Sample:
         return sample | {date: self.jitter(sample[date]) for date in ("a", "b") if _happens(self.p)}
@@ -231,7 +220,7 @@ class Blur:
             raise InputError(
                 f"sigma {tuple(sigma)}", expected="(smallest, largest) with 0 < smallest <= largest"
             )
-        self.sigma, self.p = sigma, _probability(p)
+        self.sigma, self.p = sigma, p
 
     def __call__(self, sample: Sample) -> Sample:
         return sample | {date: self._blurred(sample[date]) for date in ("a", "b") if _happens(self.p)}
@@ -254,7 +243,7 @@ class Erase:
             raise InputError(
                 f"area {tuple(area)}", expected="(smallest, largest) with 0 < smallest <= largest <= 1"
             )
-        self.area, self.p = area, _probability(p)
+        self.area, self.p = area, p
 
     def __call__(self, sample: Sample) -> Sample:
         if not _happens(self.p):
@@ -280,19 +269,3 @@ def _integer(below: int) -> int:
 
 def _uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
-
-
-def _probability(p: float) -> float:
-    if not 0 <= p <= 1:
-        raise InputError(f"probability {p}", expected="a number from 0 to 1")
-    return p
-
-
-def _unknown(where: str, name: str, known: Mapping[str, Any] | Sequence[str]) -> InputError:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
-    return InputError(
-        f"unknown key '{name}'",
-        where=where,
-        expected=", ".join(known),
-        do=f"did you mean '{near[0]}'?" if near else None,
-    )

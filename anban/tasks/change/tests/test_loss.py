@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from anban.errors import InputError
 from anban.losses import bce, dice
+from anban.recipe.schema import Arguments, bind
 from anban.tasks.change.loss import LOSSES, ChangeLoss, DeepSupervision, margin
 
 LN2 = math.log(2)
@@ -114,9 +115,9 @@ def test_uncounted_pixels(resize):
 def test_refused():
     with pytest.raises(InputError, match="did you mean 'dice'"):
         ChangeLoss({"dicee": {}})
-    with pytest.raises(InputError, match=r"loss\.bce\.pos_wieght(.|\n)*did you mean 'pos_weight'"):
+    with pytest.raises(InputError, match=r"loss\.bce\.pos_wieght(.|\n)*did you mean 'loss.bce.pos_weight'"):
         ChangeLoss({"bce": {"pos_wieght": 2.0}})
-    with pytest.raises(InputError, match="no argument 'valid'"):
+    with pytest.raises(InputError, match=r"loss\.bce\.valid"):
         ChangeLoss({"bce": {"valid": None}})
     for weight in (-1.0, math.nan, math.inf, "1", True):
         with pytest.raises(InputError, match=r"loss\.bce\.weight"):
@@ -124,9 +125,10 @@ def test_refused():
     for terms in ({}, {"bce": None}):
         with pytest.raises(InputError, match="no loss term"):
             ChangeLoss(terms)
-    with pytest.raises(InputError, match="0 or more"):
-        DeepSupervision(weights=[-0.5])
-    with pytest.raises(InputError, match="logits or label"):
-        DeepSupervision(resize="both")  # type: ignore[arg-type]
+    section = {"supervision": Arguments("anban.tasks.change.loss:DeepSupervision")}
+    with pytest.raises(InputError, match="at least 0"):
+        bind(section, {"supervision": {"weights": [-0.5]}})
+    with pytest.raises(InputError, match="one of label, logits"):
+        bind(section, {"supervision": {"resize": "both"}})
     with pytest.raises(ValueError, match="no output"):
         ChangeLoss({"bce": {}})([], torch.zeros(1, 2, 2))

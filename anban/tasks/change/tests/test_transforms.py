@@ -157,12 +157,12 @@ def test_order_is_the_table_s_and_null_removes() -> None:
 @pytest.mark.parametrize(
     ("config", "fragments"),
     [
-        ({"flipp": {}}, ["augment.flipp", "did you mean 'flip'?"]),
-        ({"flip": {"horizontl": 1}}, ["augment.flip.horizontl", "did you mean 'horizontal'?"]),
-        ({"flip": {"vertical": 1.5}}, ["augment.flip", "probability 1.5"]),
+        ({"flipp": {}}, ["'flipp'", "did you mean 'flip'"]),
+        ({"flip": {"horizontl": 1}}, ["augment.flip.horizontl", "did you mean 'augment.flip.horizontal'"]),
+        ({"flip": {"vertical": 1.5}}, ["augment.flip.vertical", "1.5", "at most 1"]),
         ({"crop": {}}, ["augment.crop", "size"]),
         ({"scale": {}}, ["augment.scale", "crop"]),
-        ({"scale": {"ratio": [2, 1]}, "crop": {"size": 4}}, ["augment.scale", "ratio (2, 1)"]),
+        ({"scale": {"ratio": [2, 1]}, "crop": {"size": 4}}, ["augment.scale", "ratio (2.0, 1.0)"]),
         ({"blur": {"sigma": [0, 1]}}, ["augment.blur", "sigma"]),
         ({"erase": {"area": [0.5, 2]}}, ["augment.erase", "area"]),
         ({"photometric": {"hue": 0.9}}, ["augment.photometric", "hue"]),
