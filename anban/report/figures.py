@@ -51,6 +51,8 @@ def _convention(
 _WHITE, _BLACK = ("white", (255, 255, 255)), ("black", (0, 0, 0))
 _RED, _GREEN, _BLUE = ("red", (255, 0, 0)), ("green", (0, 255, 0)), ("blue", (0, 0, 255))
 
+PERCENT = 100.0  # scores are drawn in percent
+
 # The conventions seen in papers and tools; a map never goes without its legend, as they contradict each other.
 # colour-blind: the Okabe-Ito orange and blue between white and black, so the four also differ in lightness
 # (L* about 100, 70, 46 and 0) and stay apart in grey print.
@@ -398,7 +400,7 @@ def curves(study: Study, *, metric: str = "f1") -> Figure | None:
     """
     panels = (
         ("train", "loss", "Training loss", 1.0),
-        ("val", metric, f"Validation {SCORES.get(metric, metric)} (%)", 100.0),
+        ("val", metric, f"Validation {SCORES.get(metric, metric)} (%)", PERCENT),
     )
     recorded = [any(run.series(at, name)[0].size for _, run in study.runs) for at, name, _, _ in panels]
     if not any(recorded):
@@ -469,7 +471,12 @@ def _curve(axes: Axes, arm: Arm, split: str, name: str, scale: float, colour: st
     with np.errstate(invalid="ignore"):
         mean = smooth.mean(axis=0)
         spread = smooth.std(axis=0, ddof=1) if len(smooth) > 1 else np.zeros_like(mean)
-    axes.fill_between(common, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+    low, high = mean - spread, mean + spread
+    if (
+        scale == PERCENT and not (stack < 0).any()
+    ):  # shares cannot leave 0..100, whatever their standard deviation
+        low, high = np.maximum(low, 0.0), np.minimum(high, 100.0)
+    axes.fill_between(common, low, high, color=colour, alpha=0.15, linewidth=0)
     # One or two points make no line that could be seen.
     axes.plot(common, mean, color=colour, linestyle=dash, marker="o" if len(common) < 3 else "", markersize=3)
 
