@@ -51,6 +51,9 @@ def profile(
     )
     as_table([_row(r) for r in results], header)
     for result in results:
+        print(f"\n{result['id']}: sizes of its parts")
+        as_table([(part["part"], "  ".join("x".join(map(str, s)) for s in part["shapes"])) for part in result["levels"]],
+                 ("part", "puts out"))  # fmt: skip
         if result["uncounted"]:
             print(f"{result['id']}: not counted: {', '.join(result['uncounted'])}")
 

@@ -28,6 +28,7 @@ def run(
         ),
     ] = None,
     device: Device = None,
+    remark: Annotated[str | None, typer.Option(help="a word on this run, kept in its record")] = None,
 ) -> None:
     """Train and evaluate a recipe; write a run folder and its row in the ledger."""
     from anban.engine.run import execute, latest_unfinished, open_run
@@ -43,7 +44,7 @@ def run(
     if resume is None:
         if recipe is None:
             raise InputError("No recipe is given.", where="anban run", do="anban recipes lists them")
-        folder = execute(load_recipe(recipe, changes, seed=seed), out, device=device)
+        folder = execute(load_recipe(recipe, changes, seed=seed), out, device=device, remark=remark)
     else:
         if resume == "latest":
             if recipe is None:

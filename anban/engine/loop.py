@@ -144,6 +144,9 @@ class Loop:
                 self._log_step(values, progress)
                 self.done.waited += ready - begun
                 self.done.seconds += time.perf_counter() - begun
+                clear = {"never": 0, "epoch": self.per_epoch, "step": 1}[self.machine.clear_cache]
+                if clear and self.done.step % clear == 0:
+                    memory.clear_cache(self.device)
                 last = self.done.step == self.total
                 if self.done.step % eval_every == 0 or last:
                     self._validate(progress)

@@ -19,6 +19,12 @@ def reset_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def clear_cache(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to the GPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def peak_mb(device: torch.device) -> float:
     """Most memory in use since `reset_peak`, in MB: allocated on the GPU, or resident in the process on the CPU.
 

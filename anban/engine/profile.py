@@ -14,7 +14,7 @@ import math
 import re
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -154,7 +154,10 @@ def profile(
 
 
 def levels(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[dict[str, Any]]:
-    """What each direct part of the network puts out: `part` (its name) and `shapes`, in the order of the calls."""
+    """What each part of the network puts out: `part` (its name) and `shapes`, in the order of the calls.
+
+    Parts are the network's direct children; of a list or dict of modules, its members.
+    """
     seen: list[dict[str, Any]] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -165,7 +168,7 @@ def levels(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[dict[str, Any]]
         return hook
 
     was_training = model.training
-    hooks = [part.register_forward_hook(note(name)) for name, part in model.named_children()]
+    hooks = [part.register_forward_hook(note(name)) for name, part in _parts(model)]
     try:
         with torch.no_grad():
             model.eval()(*inputs)
@@ -174,6 +177,14 @@ def levels(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[dict[str, Any]]
         for handle in hooks:
             handle.remove()
     return seen
+
+
+def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, part in module.named_children():
+        if isinstance(part, nn.ModuleList | nn.ModuleDict):  # never called themselves
+            yield from _parts(part, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", part
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

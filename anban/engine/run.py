@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import shlex
 import signal
 import sys
@@ -76,7 +77,7 @@ def execute(
     *,
     device: str | None = None,
     resume: RunFolder | None = None,
-    command: str | None = None,
+    remark: str | None = None,
 ) -> RunFolder:
     """Train, evaluate and record one run.
 
@@ -84,6 +85,7 @@ def execute(
         recipe: the experiment, with its seed.
         out: folder of runs; the run goes to `<out>/<recipe id>/<run id>`.
         device: `cpu` or `cuda`; None takes a GPU if there is one.
+        remark: a word of the user's on this run, kept in its record.
         resume: the folder of an unfinished run of this recipe to go on with.
 
     Raises:
@@ -95,7 +97,7 @@ def execute(
     run = None
     if parallel.rank() == 0:
         run = resume or RunFolder.create(
-            out, recipe.id, seed=recipe.config["seed"], info=_identity(recipe, command)
+            out, recipe.id, seed=recipe.config["seed"], info=_identity(recipe, remark)
         )
     path = Path(parallel.share(str(run.path) if run else ""))
     with contextlib.ExitStack() as stack:
@@ -188,7 +190,7 @@ def _final_scores(
         run.update(scores=scores, protocols=stamps)
 
 
-def _identity(recipe: Recipe, command: str | None) -> dict[str, Any]:
+def _identity(recipe: Recipe, remark: str | None) -> dict[str, Any]:
     return {
         "recipe": recipe.id,
         "title": recipe.title,
@@ -196,7 +198,9 @@ def _identity(recipe: Recipe, command: str | None) -> dict[str, Any]:
         "hash": recipe.hash,
         "base": recipe.base,
         "difference": recipe.difference,
-        "command": command or shlex.join(["anban", *sys.argv[1:]]),
+        "remark": remark,
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "command": shlex.join(["anban", *sys.argv[1:]]),
     }
 
 

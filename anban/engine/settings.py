@@ -68,6 +68,8 @@ class Machine:
         keep_every: steps between checkpoints that are kept as `step-N.pt`; null keeps none.
         eval_batch: samples per evaluation batch (those of one size together).
         images: validation samples shown in TensorBoard.
+        clear_cache: when to give the GPU's cached memory back: never, or after every epoch or step (slow; for cards
+            shared with others).
         channels_last: keep pictures and convolutions with their channels last in memory, which is faster on CPUs (about
             a quarter for the networks of `anban.tasks.change`) and on GPUs with half precision.
         profile: measure the trained network's cost (MACs, FPS, memory) at the end of the run.
@@ -79,5 +81,6 @@ class Machine:
     keep_every: Count | None = None
     eval_batch: Count = 8
     images: Annotated[int, Ge(0)] = 3
+    clear_cache: Literal["never", "epoch", "step"] = "never"
     channels_last: bool = True
     profile: bool = True

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from anban.engine.profile import MIB, count, profile
+from anban.engine.profile import MIB, count, levels, profile
 from anban.tasks.change.golden import ADAPTERS
 from anban.testing import golden
 
@@ -179,3 +179,24 @@ def test_an_operator_of_one_s_own_is_counted_once_its_formula_is_registered() ->
         del flop_registry[packet]
     assert after.uncounted == []
     assert after.flops == {"anban_test::scan": 12}
+
+
+def test_levels_lists_the_members_of_lists() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.ModuleList(
+                [nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1)]
+            )
+            self.head = nn.Conv2d(8, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for stage in self.stages:
+                x = stage(x)
+            return self.head(x)
+
+    assert levels(Net(), (torch.zeros(2, 3, 16, 8),)) == [
+        {"part": "stages.0", "shapes": [[2, 4, 8, 4]]},
+        {"part": "stages.1", "shapes": [[2, 8, 4, 2]]},
+        {"part": "head", "shapes": [[2, 1, 4, 2]]},
+    ]

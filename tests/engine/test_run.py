@@ -267,3 +267,70 @@ def test_a_checkpoint_alone_is_enough_to_predict(
 def test_a_task_says_which_splits_it_cannot_read(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError):
         make_task(load_recipe(RECIPE, [*tiny, f"data.root={tmp_path}"])).check_data()
+
+
+def test_it_is_visible_when_the_score_rose_and_the_rate_changed(tiny: list[str], tmp_path: Path) -> None:
+    overrides = [
+        *tiny,
+        "train.iterations=6",
+        "schedule={name: step, milestones: [0.5], gamma: 0.1}",
+        "schedule.warmup=0",
+    ]
+    run = execute(load_recipe(RECIPE, overrides), tmp_path, device="cpu")
+    progress = run.info["progress"]
+    assert progress["rate_changes"] == [3]
+    assert progress["rate_changed"] == 3
+    rates = [m["value"] for m in run.metrics() if m["name"] == "lr"]
+    assert rates == pytest.approx([2e-3] * 3 + [2e-4] * 3)
+    scores = {m["step"]: m["value"] for m in run.metrics() if m["split"] == "val" and m["name"] == "f1"}
+    rises = [
+        s
+        for s, v in scores.items()
+        if v is not None and all(w is None or v > w for t, w in scores.items() if t < s)
+    ]
+    assert progress["last_rise"] == (rises[-1] if rises else None)
+    assert progress["epoch"] == 3.0
+
+
+def test_wall_time_is_recorded(finished: RunFolder) -> None:
+    info = finished.info
+    assert 0 < info["time"]["seconds_per_step"] < info["seconds"]
+    assert info["time"]["seconds_per_epoch"] == pytest.approx(2 * info["time"]["seconds_per_step"])
+    times = [m["time"] for m in finished.metrics()]
+    assert times == sorted(times)
+    assert info["time"]["peak_memory_mb"] > 0
+
+
+def test_running_out_of_memory_is_a_result(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, batches: Any, updater: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("anban.tasks.contract.Task.update", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        execute(load_recipe(RECIPE, tiny), tmp_path, device="cpu")
+    row = Ledger(tmp_path).rows()[0]
+    assert row["state"] == "failed"
+    assert "out of memory" in row["why"]
+    info = RunFolder.open(next(tmp_path.glob("change/*/*/run.json"))).info
+    assert info["model"]["parameters"] == 1350146
+
+
+@pytest.mark.parametrize(("when", "times"), [("never", 0), ("epoch", 2), ("step", 4)])
+def test_the_cache_is_cleared_when_told(
+    when: str, times: int, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("anban.engine.memory.clear_cache", seen.append)
+    execute(load_recipe(RECIPE, [*tiny, f"machine.clear_cache={when}"]), tmp_path, device="cpu")
+    assert len(seen) == times
+
+
+def test_a_collapse_is_warned_of(tiny: list[str], tmp_path: Path) -> None:
+    """A rate of almost nothing and a threshold nothing reaches: every pixel is called unchanged."""
+    run = execute(load_recipe(RECIPE, [*tiny, "eval.threshold=1.0"]), tmp_path, device="cpu")
+    assert any("no pixel is predicted as change" in text for text in run.info["warnings"])
+    assert "no pixel is predicted as change" in (run.path / "log.txt").read_text()
+    every = execute(load_recipe(RECIPE, [*tiny, "eval.threshold=0.0"]), tmp_path, device="cpu")
+    assert any("every pixel is predicted as change" in text for text in every.info["warnings"])
