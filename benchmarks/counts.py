@@ -45,7 +45,7 @@ def run(rounds: int) -> list[Row]:
         return [tm.BinaryConfusionMatrix(validate_args=check), tm.BinaryF1Score(validate_args=check)]
 
     each: Any = {"multidim_average": "samplewise", "validate_args": False}
-    peers = {
+    peers: dict[str, list[Metric]] = {
         "torchmetrics, all pixels": whole(True),
         "torchmetrics, all pixels, unchecked": whole(False),
         "torchmetrics, per image, unchecked": [tm.BinaryStatScores(**each), tm.BinaryF1Score(**each)],

@@ -24,7 +24,7 @@ WHOLE, CUT = "the whole at once", "network alone on the windows, by 8"
 @torch.inference_mode()
 def run(rounds: int) -> list[Row]:
     """Time on 512 px, memory on 1024 px."""
-    network = anban.create_model("change/tinycd").eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = anban.create_model("change/tinycd").eval()
 
     def predict(a: Tensor, b: Tensor) -> Tensor:
         probability: Tensor = network(a, b).sigmoid()

@@ -20,10 +20,14 @@ def doctor(
     import importlib
 
     from anban.errors import InputError
+    from anban.recipe.schema import unknown
+    from anban.tasks import task_names
 
     if (target / "run.json").is_file():
         found: dict[str, Any] = _run_health(target)
     elif target.is_dir():
+        if task not in task_names():
+            raise unknown("task", task, task_names(), "--task")
         found = importlib.import_module(f"anban.tasks.{task}.doctor").doctor(target)
     else:
         raise InputError("There is no such folder.", where=target)
@@ -44,9 +48,9 @@ def doctor(
 
 
 def _run_health(path: Path) -> dict[str, Any]:
-    from anban.record import read_run
+    from anban.record import RunFolder
 
-    run = read_run(path)
+    run = RunFolder.open(path)
     info = run.info
     findings = [{"level": "warning", "what": text} for text in info.get("warnings") or []]
     if run.state in ("failed", "lost"):
@@ -55,16 +59,13 @@ def _run_health(path: Path) -> dict[str, Any]:
             {"level": "error", "what": f"the run is {run.state}: {why}", "do": "anban run ID --resume"}
         )
     scores = {(s["split"], s["name"]): s["value"] for s in info["scores"]}
+    best = ((info.get("progress") or {}).get("best") or {}).get("name", "f1")
     for (split, name), value in scores.items():
         trained = scores.get(("train", name))
-        if (
-            split != "train"
-            and name == "f1"
-            and value is not None
-            and trained is not None
-            and trained - value > 0.2
-        ):
-            what = f"f1 is {100 * trained:.1f} on train and {100 * value:.1f} on {split}: the network has overfitted"
+        if split == "train" or name != best or value is None or trained is None:
+            continue
+        if trained - value > 0.2:
+            what = f"{name} is {trained:.3f} on train and {value:.3f} on {split}: the network has overfitted"
             findings.append(
                 {"level": "warning", "what": what, "do": "more data or augmentation, or fewer steps"}
             )

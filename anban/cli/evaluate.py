@@ -30,16 +30,19 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Evaluate a trained network; every row says how it was measured. Rows on the run's own data join its record."""
+    from json import dumps as quoted
+
     from anban.cli.run import check_device, log_to_stderr
     from anban.engine.trained import evaluate_trained, load_trained
 
     log_to_stderr()
     check_device(device)
-    overrides = [f"data.root={data}"] if data else []
+    overrides = [f"data.root={quoted(data)}"] if data else []
+    overrides += [f"eval.splits=[{quoted(split)}]"] if split else []
     trained = load_trained(source, overrides, device)
     settings = trained.recipe.config["eval"]
     names = [name for given in (protocol or []) for name in given.split(",")] or settings["protocols"]
-    rows = evaluate_trained(trained, names, split or settings["splits"][0], record=data is None)
+    rows = evaluate_trained(trained, names, split or settings["splits"][0])
     if json:
         as_json(rows)
         return

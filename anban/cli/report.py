@@ -21,6 +21,15 @@ def report(
             "fp-red-fn-cyan or colour-blind"
         ),
     ] = "fp-red-fn-green",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="split of the scores; the study's own, or that of the runs' first score, by default"
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="protocol of the scores; by default found as the split is")
+    ] = None,
     metric: Annotated[
         str | None, typer.Option(help="score of differences and curves; the study's own by default")
     ] = None,
@@ -37,6 +46,12 @@ def report(
     source = sources[0] if len(sources) == 1 else sources
     print(
         write_report(
-            source, out, convention=convention, metric=metric, mix_protocols=mix_protocols
+            source,
+            out,
+            convention=convention,
+            split=split,
+            protocol=protocol,
+            metric=metric,
+            mix_protocols=mix_protocols,
         ).absolute()
     )

@@ -31,10 +31,10 @@ def run(
     remark: Annotated[str | None, typer.Option(help="a word on this run, kept in its record")] = None,
 ) -> None:
     """Train and evaluate a recipe; write a run folder and its row in the ledger."""
-    from anban.engine.run import execute, latest_unfinished, open_run
+    from anban.engine import parallel
+    from anban.engine.run import execute, open_run
     from anban.errors import InputError
     from anban.recipe import load_recipe
-    from anban.record import Ledger
 
     log_to_stderr()
     check_device(device)
@@ -46,18 +46,33 @@ def run(
             raise InputError("No recipe is given.", where="anban run", do="anban recipes lists them")
         folder = execute(load_recipe(recipe, changes, seed=seed), out, device=device, remark=remark)
     else:
-        if resume == "latest":
-            if recipe is None:
-                raise InputError(
-                    "No recipe is given to look for.", where="--resume", do="anban run ID --resume"
-                )
-            path, changes = latest_unfinished(load_recipe(recipe, changes, seed=seed), out), []
-        else:
-            path = Path(resume) if Path(resume).is_dir() else Ledger(out).find(resume)
-        earlier, loaded = open_run(path, changes)
-        folder = execute(loaded, out, device=device, resume=earlier)
+        earlier, loaded = open_run(_to_resume(recipe, changes, out, seed, resume), changes)
+        for name, asked, has in (("recipe", recipe, loaded.id), ("seed", seed, loaded.config["seed"])):
+            if asked is not None and asked != has and not (name == "recipe" and Path(str(asked)).is_file()):
+                raise InputError(f"The {name} of that run is {has}, not {asked}.", where=earlier.path,
+                                 do="leave it out, or start a new run")  # fmt: skip
+        folder = execute(loaded, earlier.out or out, device=device, resume=earlier)
+    parallel.stop()
     if is_leader():
         print(folder.path)
+
+
+def _to_resume(recipe: str | None, changes: list[str], out: Path, seed: int | None, resume: str) -> Path:
+    from anban.engine.run import latest_unfinished
+    from anban.errors import InputError
+    from anban.recipe import load_recipe
+    from anban.record import Ledger
+
+    if resume != "latest":
+        return Path(resume) if Path(resume).is_dir() else Ledger(out).find(resume)
+    if recipe is None:
+        raise InputError("No recipe is given to look for.", where="--resume", do="anban run ID --resume")
+    wanted = load_recipe(recipe, changes, seed=seed)
+    path = latest_unfinished(wanted, out)
+    if path is None:
+        raise InputError(f"There is no unfinished run of {wanted.id} (hash {wanted.hash}).", where=out,
+                         do="leave --resume out, or name the run folder: --resume RUN")  # fmt: skip
+    return path
 
 
 def log_to_stderr() -> None:

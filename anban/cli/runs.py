@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anban.cli.show import as_json as print_json
 from anban.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def print_list(
     more = shown is not None and len(rows) > shown
     rows = rows[:shown]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         print(f"no runs in {out}", file=sys.stderr)
@@ -151,13 +152,15 @@ def print_list(
 
 def print_run(out: Path, name: str, *, as_json: bool = False) -> None:
     """Print what is recorded of one run and the last value of each of its numbers."""
+    from anban.recipe import flatten
+
     run = _open(out, name)
     last = {(line["split"], line["protocol"], line["name"]): line for line in run.metrics(dedupe=False)}
     if as_json:
-        _print_json({**run.info, "state": run.state, "path": str(run.path), "metrics": list(last.values())})
+        print_json({**run.info, "state": run.state, "path": str(run.path), "metrics": list(last.values())})
         return
     info = {key: value for key, value in run.info.items() if key != "scores"}
-    flat = flatten({"path": str(run.path), **info, "state": run.state})
+    flat = dict(flatten({"path": str(run.path), **info, "state": run.state}))
     width = max(map(len, flat))
     for key, value in flat.items():
         print(f"{key:<{width}}  {_text(value)}")
@@ -206,7 +209,7 @@ def print_comparison(out: Path, names: Sequence[str], *, mix: bool = False, as_j
     data = [(run.info.get("data") or {}).get("fingerprint") for run in runs]
     if as_json:
         keys = ("split", "protocol", "checkpoint", "name")
-        _print_json(
+        print_json(
             {
                 "runs": ids,
                 "protocols": {
@@ -261,19 +264,9 @@ def print_rebuild(out: Path, *, as_json: bool = False) -> None:
     ledger = Ledger(out)
     count = ledger.rebuild()
     if as_json:
-        _print_json({"ledger": str(ledger.path), "rows": count})
+        print_json({"ledger": str(ledger.path), "rows": count})
     else:
         print(f"{count} run{'' if count == 1 else 's'} in {ledger.path}")
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys; lists and empty mappings are values."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -294,9 +287,9 @@ def _folder(out: Path | None) -> Path:
 
 
 def _open(out: Path, name: str) -> RunFolder:
-    from anban.record import Ledger, read_run
+    from anban.record import Ledger, RunFolder
 
-    return read_run(Ledger(out).find(name))
+    return RunFolder.open(Ledger(out).find(name))
 
 
 def _scores(run: RunFolder) -> dict[tuple[str, ...], Any]:
@@ -310,11 +303,10 @@ def _scores(run: RunFolder) -> dict[tuple[str, ...], Any]:
 
 def _recipe(run: RunFolder) -> dict[str, Any]:
     """The run's effective recipe with dotted keys; empty when it was lost before recipe.yaml was written."""
-    from omegaconf import OmegaConf
+    from anban.recipe import flatten
+    from anban.recipe.yamlfile import read
 
-    if not run.recipe_file.is_file():
-        return {}
-    return flatten(OmegaConf.to_container(OmegaConf.load(run.recipe_file), resolve=False))
+    return dict(flatten(read(run.recipe_file))) if run.recipe_file.is_file() else {}
 
 
 def _side_by_side(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
@@ -324,15 +316,17 @@ def _side_by_side(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
 
 
 def _protocol_differences(runs: Sequence[RunFolder]) -> list[tuple[str, str, list[Any]]]:
-    """(protocol name, key, value per run) wherever runs that have this protocol do not mean the same by it."""
+    """(split/protocol, key, value per run) wherever runs that have this protocol do not mean the same by it."""
+    from anban.recipe import flatten
+
     protocols = [run.info.get("protocols") or {} for run in runs]
     found = []
     for name in dict.fromkeys(name for stamps in protocols for name in stamps):
         stamps = [stamps.get(name) for stamps in protocols]
-        present = [flatten(stamp) for stamp in stamps if stamp is not None]
+        present = [dict(flatten(stamp)) for stamp in stamps if stamp is not None]
         for key in dict.fromkeys(key for stamp in present for key in stamp):
             if any(stamp.get(key) != present[0].get(key) for stamp in present):
-                found.append((name, key, [stamp and flatten(stamp).get(key) for stamp in stamps]))
+                found.append((name, key, [stamp and dict(flatten(stamp)).get(key) for stamp in stamps]))
     return found
 
 
@@ -354,10 +348,6 @@ def _text(value: Any) -> str:
 def _short(text: str, length: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1))
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:

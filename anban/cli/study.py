@@ -25,9 +25,10 @@ def study(
     from loguru import logger
 
     from anban.cli.run import check_device, is_leader, log_to_stderr
-    from anban.engine.run import execute, latest_unfinished, open_run
-    from anban.errors import InputError
+    from anban.engine import parallel
+    from anban.engine.run import execute, latest_unfinished, open_run, task_class
     from anban.recipe import Recipe
+    from anban.recipe.schema import unknown
     from anban.record import RunFolder
     from anban.report import write_report
     from anban.study.study import load_plan, run_study
@@ -36,16 +37,18 @@ def study(
     check_device(device)
 
     def train(recipe: Recipe) -> RunFolder:
-        if resume:
-            try:
-                earlier, recipe = open_run(latest_unfinished(recipe, out), [])
-            except InputError:  # none to go on with
-                return execute(recipe, out, device=device)
-            return execute(recipe, out, device=device, resume=earlier)
-        return execute(recipe, out, device=device)
+        unfinished = latest_unfinished(recipe, out) if resume else None
+        if unfinished is None:
+            return execute(recipe, out, device=device)
+        earlier, recipe = open_run(unfinished, [])
+        return execute(recipe, out, device=device, resume=earlier)
 
     plan = load_plan(name, list(overrides or []), seeds)
+    known = task_class(plan.arms[0].recipe.task).scores
+    if plan.compare["metric"] not in known:
+        raise unknown("score", plan.compare["metric"], known, f"{name}, compare.metric")
     file = run_study(plan, out, train, resume=resume, leader=is_leader())
+    parallel.stop()
     if not is_leader():
         return
     page = write_report(file, file.parent / "report")

@@ -52,7 +52,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     except Exception as error:  # the many ways a zip or pickle can be broken
         raise InputError(f"The file cannot be read as a checkpoint: {str(error).splitlines()[0]}", where=path,
                          expected="a complete file written by anban (tensors and plain values only)",
-                         do="use another checkpoint of the run, such as best.pt or last.pt") from None  # fmt: skip
+                         do="evaluate another checkpoint of the run; to train on, copy a step-N.pt over last.pt") from None  # fmt: skip
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError("This is not a checkpoint of a run.", where=path, expected=f"format {FORMAT}",
                          do="for an official release's weights use anban.load_official")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 
 from anban.data.draws import derive, drawing_from
 from anban.engine import parallel
-from anban.engine.stream import to_device
+from anban.engine.stop import Interrupted
+from anban.engine.stream import batches, to_device
 from anban.engine.update import autocast
+from anban.record import RunFolder
 from anban.tasks.contract import Task
 
 
@@ -30,7 +32,7 @@ class Evaluation:
     shown: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a data set caches meanwhile must stay usable for training
 def evaluate(
     task: Task,
     model: nn.Module,
@@ -43,6 +45,8 @@ def evaluate(
     shown: Sequence[int] = (),
     dataset: Dataset[Any] | None = None,
     channels_last: bool = False,
+    workers: int = 0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run `model` in eval mode over a split.
 
@@ -55,15 +59,21 @@ def evaluate(
     model.eval()
     mine: list[tuple[int, dict[str, Any], np.ndarray | None]] = []
     with drawing_from(derive("evaluate")), autocast(precision, device):
-        groups = [range(i, min(i + batch, total)) for i in range(0, total, batch)]
-        for group in groups[parallel.rank() :: parallel.world()]:
-            for numbers, samples in _alike([(i, dataset[i]) for i in group]):
+        groups = [list(range(i, min(i + batch, total))) for i in range(0, total, batch)]
+        groups = groups[parallel.rank() :: parallel.world()]
+        loaded = batches(dataset, groups, list, workers=min(workers, len(groups)))
+        for group, (picked,) in zip(groups, loaded, strict=True):
+            if parallel.world() == 1 and stop():
+                raise Interrupted("stopped while evaluating")
+            for numbers, samples in _alike(list(zip(group, picked, strict=True))):
                 inputs = to_device(task.collate(samples), device, channels_last)
                 for number, (record, prediction) in zip(
                     numbers, task.evaluate(model, inputs, protocol), strict=True
                 ):
                     mine.append((number, record, prediction if number in shown else None))
     model.train(was_training)
+    if parallel.any_true(stop(), device):
+        raise Interrupted("stopped while evaluating")
     every = sorted(parallel.gather(mine), key=lambda item: item[0])
     records = [{"split": split, "protocol": protocol, **record} for _, record, _ in every]
     return Evaluation(
@@ -74,6 +84,16 @@ def evaluate(
         task.health(records),
         [(number, prediction) for number, _, prediction in every if prediction is not None],
     )
+
+
+def record(run: RunFolder, which: str, stamp: dict[str, Any], result: Evaluation) -> None:
+    """Put an evaluation into the run's record, in place of an earlier one of the same split, protocol and checkpoint."""
+    place = {"split": result.split, "protocol": result.protocol, "checkpoint": which}
+    kept = [line for line in run.info["scores"] if {key: line[key] for key in place} != place]
+    new = [{**place, "name": name, "value": value} for name, value in result.scores.items()]
+    run.log_samples([{**line, "checkpoint": which} for line in result.records])
+    stamps = {**(run.info.get("protocols") or {}), f"{result.split}/{result.protocol}": stamp}
+    run.update(scores=kept + new, protocols=stamps)
 
 
 def _alike(samples: list[tuple[int, Any]]) -> Iterator[tuple[list[int], list[Any]]]:

@@ -25,15 +25,12 @@ from anban.engine.evaluate import Evaluation, evaluate
 from anban.engine.progress import Progress
 from anban.engine.schedule import Schedule
 from anban.engine.settings import Machine, Train
+from anban.engine.stop import Interrupted
 from anban.engine.stream import StepSampler, batches, to_device
 from anban.engine.update import Updater
 from anban.errors import InputError
 from anban.record import RunFolder
 from anban.tasks.contract import Task
-
-
-class Interrupted(Exception):
-    """Someone asked the run to stop; everything up to the last finished step is in `last.pt`."""
 
 
 class Diverged(RuntimeError):
@@ -105,7 +102,8 @@ class Loop:
             average = get_ema_multi_avg_fn(train.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(task.modules["model"], multi_avg_fn=average, use_buffers=True)
         self.done = Progressed()
-        self.validation_data = task.evaluation_data("val")
+        self.validates = task.has_split("val")
+        self.validation_data = task.evaluation_data("val") if self.validates else None
         self.board: Any = None
         self._pending: list[tuple[int, dict[str, torch.Tensor]]] = []
 
@@ -137,7 +135,7 @@ class Loop:
                 seed_everything(derive(self.seed, "step", step, parallel.rank()))
                 for module in self.task.modules.values():
                     module.train()
-                values = self.task.update(micro_batches, self.updater)
+                values = self.updater.apply(self.task, micro_batches)
                 if self.average is not None:
                     self.average.update_parameters(self.task.modules["model"])
                 self.done.step += 1
@@ -148,14 +146,14 @@ class Loop:
                 if clear and self.done.step % clear == 0:
                     memory.clear_cache(self.device)
                 last = self.done.step == self.total
-                if self.done.step % eval_every == 0 or last:
+                if self.validates and (self.done.step % eval_every == 0 or last):
                     self._validate(progress)
                 stopping = parallel.any_true(bool(self.stop()), self.device)
                 if self.done.step % save_every == 0 or last or stopping:
                     self.save("last.pt")
                 if self.machine.keep_every and self.done.step % self.machine.keep_every == 0:
                     self.save(f"step-{self.done.step}.pt")
-                if stopping and not last:
+                if stopping:
                     raise Interrupted(f"stopped after step {self.done.step} of {self.total}")
 
     def _stream(self) -> Iterator[list[Any]]:
@@ -167,6 +165,7 @@ class Loop:
             self.total,
             parallel.rank(),
             parallel.world(),
+            self.settings.accumulate,
         )
         return batches(
             self.data,
@@ -208,18 +207,22 @@ class Loop:
         """
         if not self._pending:
             return {}
-        names = list(self._pending[0][1])
-        table = (
-            torch.stack([torch.stack([v[n].float() for n in names]) for _, v in self._pending]).cpu().tolist()
+        flat = (
+            torch.stack([v.detach().float() for _, values in self._pending for v in values.values()])
+            .cpu()
+            .tolist()
         )
-        steps = [step for step, _ in self._pending]
+        numbers = iter(flat)
+        latest: dict[str, float] = {}
+        for step, values in self._pending:
+            latest = {name: next(numbers) for name in values}
+            for name, value in latest.items():
+                if not math.isfinite(value):
+                    self._pending.clear()
+                    raise Diverged(f"the {name} is {value} at step {step} (seed {self.seed})")
+            self.done.window.append(latest["loss"])
         self._pending.clear()
-        for step, row in zip(steps, table, strict=True):
-            loss = row[names.index("loss")]
-            if not math.isfinite(loss):
-                raise Diverged(f"the loss is {loss} at step {step} (seed {self.seed})")
-            self.done.window.append(loss)
-        return dict(zip(names, table[-1], strict=True))
+        return latest
 
     # Validation and checkpoints ---------------------------------------------------------------------------------
 
@@ -248,7 +251,7 @@ class Loop:
             self.done.warnings = [*self.done.warnings[-19:], text]
             logger.warning(text)
         self._pictures(result)
-        progress.validated(self.done.step, self.total, result.scores, self.task.select, self.done.best)
+        progress.validated(self.done.step, result.scores.get(self.task.select), self.done.best, self.task)
         self._report(time.perf_counter() - begun)
 
     def evaluate(self, split: str, protocol: str, shown: list[int]) -> Evaluation:
@@ -263,6 +266,8 @@ class Loop:
             shown=shown,
             dataset=self.validation_data if split == "val" else None,
             channels_last=self.machine.channels_last,
+            workers=self.machine.workers,
+            stop=self.stop,
         )
 
     def save(self, name: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from loguru import logger
 
+from anban.tasks.contract import Task
+
 LINE = "{time:HH:mm:ss} {level: <7} {message}"
 
 
@@ -61,11 +63,8 @@ class Progress:
         elif self.shown and (step // self.every > (step - 1) // self.every or step == self.total):
             logger.info(f"step {step}/{self.total}  {text}")
 
-    def validated(
-        self, step: int, total: int, scores: dict[str, float | None], select: str, best: dict[str, Any] | None
-    ) -> None:
+    def validated(self, step: int, score: float | None, best: dict[str, Any] | None, task: Task) -> None:
         if self.shown:
-            value = scores.get(select)
-            told = "undefined" if value is None else f"{100 * value:.2f}"
-            top = f"  best {100 * best['value']:.2f} at step {best['step']}" if best else ""
-            logger.info(f"step {step}/{total}  val {select} {told}{top}")
+            told = "undefined" if score is None else f"{task.scale * score:.2f}"
+            top = f"  best {task.scale * best['value']:.2f} at step {best['step']}" if best else ""
+            logger.info(f"step {step}/{self.total}  val {task.select} {told}{top}")

@@ -6,10 +6,8 @@ import contextlib
 import importlib
 import os
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,17 @@ from loguru import logger
 
 from anban.data.draws import derive, seed_everything
 from anban.engine import checkpoint, parallel
-from anban.engine.loop import Interrupted, Loop
+from anban.engine.evaluate import record
+from anban.engine.loop import Loop
 from anban.engine.profile import profile
 from anban.engine.settings import Machine, Train
+from anban.engine.stop import Interrupted, stop_signal
 from anban.errors import InputError
-from anban.recipe import Recipe, differences, from_config
-from anban.recipe.schema import pick, plugins
+from anban.recipe import Recipe, differences, from_config, task_package
+from anban.recipe.recipe import task_sections
+from anban.recipe.schema import Arguments, pick
 from anban.recipe.yamlfile import read
-from anban.record import RunFolder, find_runs
+from anban.record import Ledger, RunFolder
 from anban.tasks.contract import OPTIMIZERS, SCHEDULES, Task
 
 #: What may be changed when a run is continued: how long it is, and how it is carried out.
@@ -34,9 +35,14 @@ RESUMABLE = ("train.iterations", "train.epochs")
 
 def make_task(recipe: Recipe) -> Task:
     """The task of a recipe, its data and networks not yet touched."""
-    package = plugins().get(recipe.task, f"anban.tasks.{recipe.task}")
-    task: Task = importlib.import_module(f"{package}.task").TASK(recipe.config)
+    task: Task = task_class(recipe.task)(recipe.config)
     return task
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task, the TASK of its module."""
+    found: type[Task] = importlib.import_module(f"{task_package(name)}.task").TASK
+    return found
 
 
 def prepare(recipe: Recipe, device: torch.device) -> tuple[Task, Loop]:
@@ -106,16 +112,23 @@ def execute(
         try:
             with stop_signal() as stop:
                 if run is not None:
+                    for stale in path.glob("failed-rank*.txt"):
+                        stale.unlink()
                     if resume is not None:
-                        run.resume(hash=recipe.hash)
+                        run.resume(
+                            hash=recipe.hash, difference={**run.info["difference"], **recipe.difference}
+                        )
                     run.update(device=_device_name(target))
                     run.write_recipe(recipe.to_yaml())
                     stack.callback(logger.remove, logger.add(run.path / "log.txt", level="DEBUG"))
                     logger.info(f"run {path}")
                 _train_and_evaluate(recipe, target, run, path, stop)
         except BaseException as error:
+            setattr(error, "run", path)  # noqa: B010 - a study lists the folder of a failed run as well
             if run is not None:
                 _ended_early(run, error)
+            else:
+                (path / f"failed-rank{parallel.rank()}.txt").write_text(_why(error), encoding="utf-8")
             raise
         if run is not None:
             run.finish("finished")
@@ -141,53 +154,47 @@ def _train_and_evaluate(
     last = path / "checkpoints" / "last.pt"
     if last.is_file():
         loop.restore(last)
+        if loop.done.step > loop.total:
+            raise InputError(f"The run has done {loop.done.step} steps already.", where=path,
+                             expected=f"a length of at least that, not {loop.total}")  # fmt: skip
         logger.info(f"going on from step {loop.done.step}")
     loop.train()
     best = path / "checkpoints" / "best.pt"
     if best.is_file():
         loop.model.load_state_dict(checkpoint.load(best, device)["state_dict"])
     else:
-        logger.warning(f"val {task.select} was never defined; the last weights are evaluated")
-    evaluation = config["eval"]
-    _final_scores(task, loop, evaluation, run, "best" if best.is_file() else "last")
+        logger.warning(
+            f"there was no validation with a defined {task.select}; the last weights are evaluated"
+        )
+    _final_scores(task, loop, config["eval"], run, "best" if best.is_file() else "last")
     if run is not None and loop.machine.profile:
-        run.update(efficiency=profile(loop.model, task.example(), device=device, runs=10, warmup=2))
+        try:
+            run.update(efficiency=profile(loop.model, task.example(), device=device, runs=10, warmup=2))
+        except Exception as error:  # the scores are there; a figure of cost is not worth losing them
+            logger.warning(f"the network's cost could not be measured: {error}")
 
 
 def _final_scores(
     task: Task, loop: Loop, settings: dict[str, Any], run: RunFolder | None, which: str
 ) -> None:
-    scores: list[dict[str, Any]] = []
-    stamps: dict[str, Any] = {}
-    main_split, main_protocol = settings["splits"][0], settings["protocols"][0]
-    for split in settings["splits"]:
+    for number, split in enumerate(settings["splits"]):
         for protocol in settings["protocols"]:
-            main = (split, protocol) == (main_split, main_protocol)
-            result = loop.evaluate(split, protocol, task.shown(split) if main else [])
+            stamp = task.stamp(protocol, split)
+            main = number == 0 and protocol == settings["protocols"][0]
+            result = loop.evaluate(split, stamp["name"], task.shown(split) if main else [])
             if run is None:
                 continue
-            stamps.setdefault(protocol, task.stamp(protocol, main_split))
-            for name, value in result.scores.items():
-                line = {
-                    "split": split,
-                    "protocol": protocol,
-                    "checkpoint": which,
-                    "name": name,
-                    "value": value,
-                }
-                scores.append(line)
-            run.log_samples(result.records)
+            record(run, which, stamp, result)
+            place = f"{split} ({stamp['name']}, {which})"
             for warning in result.warnings:
-                logger.warning(f"{split} ({protocol}): {warning}")
-                run.update(warnings=[*run.info.get("warnings", []), f"{split} ({protocol}): {warning}"])
-            if main:
-                task.draw(run.figures, split, result.shown, protocol)
-            told = "  ".join(
-                f"{n} {'–' if v is None else f'{100 * v:.2f}'}" for n, v in result.scores.items()
+                logger.warning(f"{place}: {warning}")
+            run.update(
+                warnings=[*run.info.get("warnings", []), *(f"{place}: {text}" for text in result.warnings)]
             )
-            logger.info(f"{split} ({protocol}, {which})  {told}")
-    if run is not None:
-        run.update(scores=scores, protocols=stamps)
+            if main:
+                task.draw(run.figures, split, result.shown, stamp["name"])
+            told = (f"{n} {'–' if v is None else f'{task.scale * v:.2f}'}" for n, v in result.scores.items())
+            logger.info(f"{place}  {'  '.join(told)}")
 
 
 def _identity(recipe: Recipe, remark: str | None) -> dict[str, Any]:
@@ -211,32 +218,18 @@ def _device_name(device: torch.device) -> str:
 def _ended_early(run: RunFolder, error: BaseException) -> None:
     if isinstance(error, Interrupted | KeyboardInterrupt):
         run.finish("interrupted", str(error) or "stopped by the user")
-    else:
-        why = str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
-        logger.opt(exception=None if isinstance(error, InputError) else error).debug("the run ended early")
-        run.finish("failed", why.strip())
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[Any]:
-    """A function that says whether Ctrl-C or a termination came; a second Ctrl-C stops at once."""
-    asked = threading.Event()
-
-    def ask(number: int, _: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-        logger.warning("stopping after this step; again to stop at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
         return
-    kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    logger.opt(exception=None if isinstance(error, InputError) else error).debug("the run ended early")
+    others = [
+        f"{file.stem}: {file.read_text(encoding='utf-8')}"
+        for file in sorted(run.path.glob("failed-rank*.txt"))
+    ]
+    run.finish("failed", "; ".join(others) or _why(error))
+
+
+def _why(error: BaseException) -> str:
+    named = isinstance(error, InputError | OSError)
+    return (str(error) if named else f"{type(error).__name__}: {error}").strip()
 
 
 # Going on with a run --------------------------------------------------------------------------------------------
@@ -251,35 +244,36 @@ def open_run(path: Path, overrides: list[str]) -> tuple[RunFolder, Recipe]:
     run = RunFolder.open(path)
     stored = from_config(read(run.path / "recipe.yaml"), run.path / "recipe.yaml")
     recipe = from_config(read(run.path / "recipe.yaml"), run.path / "recipe.yaml", overrides)
-    changed = [k for k in differences(stored.config, recipe.config) if not k.startswith("machine.")]
+    changes = {k: new for k, (_, new) in differences(stored.config, recipe.config).items()}
+    changed = {
+        k: new for k, new in changes.items() if not k.startswith("machine.") and k not in _means(recipe)
+    }
     if refused := [key for key in changed if key not in RESUMABLE]:
         raise InputError(f"A run cannot change {', '.join(refused)} half way.", where=run.path,
-                         expected=f"changes of {', '.join(RESUMABLE)} and machine.* only",
+                         expected=f"changes of {', '.join(RESUMABLE)}, machine.* and where the data lie only",
                          do="start a new run with these values")  # fmt: skip
     if run.info["state"] == "finished" and not changed:
-        raise InputError(
-            "This run is finished.", where=run.path, do="give train.iterations or train.epochs to extend it"
-        )
+        raise InputError("This run is finished.", where=run.path,
+                         do="give train.iterations or train.epochs to extend it")  # fmt: skip
     if changed:
-        logger.info(
-            f"extending the run: {', '.join(f'{k}={differences(stored.config, recipe.config)[k][1]}' for k in changed)}"
-        )
-    return run, recipe
+        logger.info(f"extending the run: {', '.join(f'{key}={value}' for key, value in changed.items())}")
+    return run, replace(recipe, difference=changed)
 
 
-def latest_unfinished(recipe: Recipe, out: Path) -> Path:
-    """The newest run of this very experiment that has not finished.
+def _means(recipe: Recipe) -> set[str]:
+    """Keys that say how or from where, not what: the data may have moved (their fingerprint is checked)."""
+    sections = task_sections(recipe.task).items()
+    return {f"{n}.{key}" for n, s in sections if isinstance(s, Arguments) for key in (*s.places, *s.means)}
 
-    Raises:
-        InputError: there is none.
-    """
-    for path in sorted(find_runs(out), key=lambda p: p.name, reverse=True):
-        info = RunFolder.open(path).info
+
+def latest_unfinished(recipe: Recipe, out: Path) -> Path | None:
+    """The newest run of this very experiment and seed that has not finished, or None."""
+    for row in Ledger(out).rows(hash=recipe.hash, seed=recipe.config["seed"]):
+        folder = out / str(row["path"])
         if (
-            info["hash"] == recipe.hash
-            and info["seed"] == recipe.config["seed"]
-            and info["state"] != "finished"
+            row["seed"] == recipe.config["seed"]
+            and row["state"] != "finished"
+            and (folder / "run.json").is_file()
         ):
-            return path
-    raise InputError(f"There is no unfinished run of {recipe.id} (hash {recipe.hash}).", where=out,
-                     do="leave --resume out, or name the run folder: --resume RUN")  # fmt: skip
+            return folder
+    return None

@@ -18,8 +18,8 @@ class Train:
     Attributes:
         iterations: optimiser steps; give this or `epochs`.
         epochs: passes over the training split; the last incomplete batch of a pass is dropped.
-        batch_size: samples per optimiser step, over all processes and accumulated micro-batches together,
-            so that neither of the two changes the experiment.
+        batch_size: samples per optimiser step, over all processes and accumulated micro-batches together, so that
+            neither of the two changes it (losses and normalisation that look at a whole batch still see their share).
         accumulate: micro-batches per step (memory divided by this).
         precision: fp32, or autocast to bf16 or fp16 (fp16 with loss scaling).
         clip_norm: largest L2 norm of the gradient of each optimiser's parameters; null does not clip.

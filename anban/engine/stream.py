@@ -5,6 +5,7 @@ There is no position to store and nothing to replay: a resumed run asks for step
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -28,12 +29,23 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         samples: size of the training split.
         batch: samples per step over all processes; a smaller split gives batches of its whole size.
         rank, world: this process and how many there are.
+        parts: micro-batches that a share is cut into; a batch of a whole small split leaves out what cannot be
+            cut into equal ones.
     """
 
     def __init__(
-        self, samples: int, batch: int, seed: int, first: int, last: int, rank: int = 0, world: int = 1
+        self,
+        samples: int,
+        batch: int,
+        seed: int,
+        first: int,
+        last: int,
+        rank: int = 0,
+        world: int = 1,
+        parts: int = 1,
     ):
-        self.samples, self.batch, self.seed = samples, min(batch, samples), seed
+        size = min(batch, samples)
+        self.samples, self.batch, self.seed = samples, size - size % min(size, parts * world), seed
         self.first, self.last, self.rank, self.world = first, last, rank, world
 
     def __len__(self) -> int:
@@ -50,6 +62,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in indices[self.rank :: self.world]]
 
 
+def _context() -> str:
+    """How workers are started: a fork of this process would copy the threads that the log and the board run."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
 def _collate_parts(samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any], parts: int) -> list[Any]:
     size = -(-len(samples) // parts)
     return [collate(samples[i : i + size]) for i in range(0, len(samples), size)]
@@ -57,7 +74,7 @@ def _collate_parts(samples: Sequence[Any], collate: Callable[[Sequence[Any]], An
 
 def batches(
     dataset: Dataset[Any],
-    sampler: Sampler[list[Any]],
+    sampler: Sampler[list[Any]] | Sequence[list[Any]],
     collate: Callable[[Sequence[Any]], Any],
     *,
     parts: int = 1,
@@ -72,7 +89,7 @@ def batches(
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=_context() if workers else None,
     )
     return iter(loader)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loguru import logger
 from torch import nn
 
 from anban.data.draws import derive, seed_everything
 from anban.engine import checkpoint
-from anban.engine.evaluate import Evaluation, evaluate
+from anban.engine.evaluate import Evaluation, evaluate, record
 from anban.engine.run import make_task
 from anban.errors import InputError
 from anban.recipe import Recipe, from_config
@@ -72,13 +73,10 @@ def load_trained(path: Path, overrides: list[str], device: str | None = None) ->
     return Trained(recipe, task, model.eval(), file.stem, run, target)
 
 
-def evaluate_trained(
-    trained: Trained, protocols: list[str], split: str, *, record: bool
-) -> list[dict[str, Any]]:
+def evaluate_trained(trained: Trained, protocols: list[str], split: str) -> list[dict[str, Any]]:
     """Scores under each protocol, each with the stamp that says how it was measured.
 
-    Args:
-        record: also write the scores and samples into the run folder (only right for the run's own data).
+    Scores on the run's own data join its record; on other data they are only returned.
     """
     task, run = trained.task, trained.run
     data = task.check_data()
@@ -94,19 +92,25 @@ def evaluate_trained(
             precision=trained.recipe.config["train"]["precision"],
             batch=trained.recipe.config["machine"]["eval_batch"],
             channels_last=trained.recipe.config["machine"]["channels_last"],
+            workers=trained.recipe.config["machine"]["workers"],
         )
         rows.append({"protocol": stamp, "checkpoint": trained.which, "data": data["fingerprint"],
                      "images": len(result.records), "scores": result.scores})  # fmt: skip
-        if record and run is not None:
-            with run.lock():
-                _record(run, trained.which, split, stamp, result)
+        if run is not None and result.records:
+            _keep(run, trained.which, stamp, result, data)
     return rows
 
 
-def _record(run: RunFolder, which: str, split: str, stamp: dict[str, Any], result: Evaluation) -> None:
-    protocol = stamp["name"]
-    place = {"split": split, "protocol": protocol, "checkpoint": which}
-    kept = [s for s in run.info["scores"] if {k: s[k] for k in place} != place]
-    new = [{**place, "name": name, "value": value} for name, value in result.scores.items()]
-    run.log_samples(result.records)
-    run.update(scores=kept + new, protocols={**(run.info.get("protocols") or {}), protocol: stamp})
+def _keep(
+    run: RunFolder, which: str, stamp: dict[str, Any], result: Evaluation, data: dict[str, Any]
+) -> None:
+    """Add the scores to the run's record, if they were measured on the run's data and nobody else writes there."""
+    known = (run.info.get("data") or {}).get("fingerprint")
+    if data["fingerprint"] != known:
+        logger.warning(f"not recorded: the data ({data['fingerprint']}) are not those of the run ({known})")
+        return
+    try:
+        with run.lock():
+            record(run, which, stamp, result)
+    except (InputError, OSError) as error:
+        logger.warning(f"not recorded: {error}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anban.engine.settings import Train
+from anban.tasks.contract import Task
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,8 +38,25 @@ class Updater:
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.precision, self.device)
 
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    def apply(self, task: Task, batches: Sequence[Any]) -> dict[str, Tensor]:
+        """One `update` of the task, beginning without gradients and ending with one change of the loss scale."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        values = task.update(batches, self)
+        self.scaler.update()
+        if self.gradient_norm is not None:
+            values = {**values, "gradient_norm": self.gradient_norm}
+        return values
+
+    def backward(self, loss: Tensor, *names: str) -> None:
+        """Accumulate the gradient of a loss in the parameters of the named optimisers only; without a name, in all.
+
+        A generator's loss that runs through its critic must not leave a gradient there.
+        """
+        inputs = [
+            p for name in names for group in self.optimizers[name].param_groups for p in group["params"]
+        ]
+        self.scaler.scale(loss).backward(inputs=inputs or None)  # type: ignore[no-untyped-call]
 
     def step(self, name: str = "model") -> None:
         """Apply the accumulated gradient of one optimiser's parameters, and clear it."""
@@ -48,5 +66,4 @@ class Updater:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.scaler.step(optimizer)
-        self.scaler.update()
         optimizer.zero_grad(set_to_none=True)

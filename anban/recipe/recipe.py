@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -66,6 +67,13 @@ class Recipe:
     def hash(self) -> str:
         """12 hex digits over the effective configuration: same experiment, same hash, whatever it is called."""
         content = {k: v for k, v in self.config.items() if k not in NOT_THE_EXPERIMENT}
+        for name, section in task_sections(self.task).items():
+            if isinstance(section, schema.Arguments) and (section.places or section.means):
+                content[name] = {
+                    key: Path(value).name if key in section.places and isinstance(value, str) else value
+                    for key, value in content[name].items()
+                    if key not in section.means
+                }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -94,12 +102,17 @@ def recipe_files() -> dict[str, Path]:
         p.parent.name: p for p in sorted(Path(anban.__file__).parent.glob("tasks/*/recipes")) if p.is_dir()
     }
     for name, package in schema.plugins().items():
+        if name in roots:
+            raise InputError(f"The plug-in '{name}' ({package}) has the name of a task of ours.",
+                             where="entry points of the group 'anban.plugins'", do="rename it")  # fmt: skip
         spec = importlib.util.find_spec(package)
         for location in (spec.submodule_search_locations or []) if spec else []:
             roots[name] = Path(location) / "recipes"
     files: dict[str, Path] = {}
     for prefix, folder in roots.items():
         for file in sorted(folder.rglob("*.yaml")):
+            if (twin := files.get(f"{prefix}/{file.stem}")) is not None:
+                raise InputError(f"Two recipes are called {prefix}/{file.stem}.", where=f"{twin} and {file}")
             files[f"{prefix}/{file.stem}"] = file
     return files
 
@@ -123,7 +136,7 @@ def find(name: str) -> tuple[str, Path]:
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
-            return f"local/{path.stem}", path
+            return "local/" + (re.sub(r"[^\w.+=-]+", "-", path.stem).strip("-.") or "recipe"), path
         raise InputError("There is no such recipe file.", where=path)
     raise schema.unknown("recipe", name, files, "recipes (anban recipes lists them)")
 
@@ -139,10 +152,8 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
     """
     layers, description = _layers(name)
     identifier = layers[-1][0]
-    changes = [parse_override(text) for text in overrides]
-    if seed is not None:
-        changes.append({"seed": seed})
-    config, sources = _compose([*layers, *(("command line", change) for change in changes)])
+    changes = _together([*map(parse_override, overrides), *([{"seed": seed}] if seed is not None else [])])
+    config, sources = _compose([*layers, ("command line", changes)])
     base = layers[-2][0] if len(layers) > 1 else None
     parent_layers = layers[:-1] if base else layers
     difference: dict[str, Any] = {}
@@ -157,9 +168,9 @@ def from_config(config: Mapping[str, Any], where: object, overrides: Iterable[st
     content = dict(config)
     description = {key: content.pop(key) for key in DESCRIPTION if key in content}
     identifier = str(description.get("id", "local/recipe"))
-    changes = [("command line", parse_override(text)) for text in overrides]
+    changes = _together(map(parse_override, overrides))
     try:
-        bound, sources = _compose([(identifier, content), *changes])
+        bound, sources = _compose([(identifier, content), ("command line", changes)])
     except InputError as error:
         raise InputError(f"The stored recipe does not fit this version. {error}", where=where) from None
     return Recipe(identifier, bound, sources, description, description.get("base"))
@@ -173,22 +184,35 @@ def parse_override(text: str) -> dict[str, Any]:
     return _expand({key.strip(): yamlfile.parse(value, f"command line, {key.strip()}")}, "command line")
 
 
+def _together(changes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Overrides as one layer, so that the order of `optimizer.lr=...` and `optimizer.name=...` does not matter."""
+    layer: dict[str, Any] = {}
+    for change in changes:
+        _merge(layer, change, {}, "")
+    return layer
+
+
 def _layers(name: str) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
     """The chain of files from the complete base to `name`, and the description in the last file."""
     chain: list[tuple[str, dict[str, Any]]] = []
     description: dict[str, Any] | None = None
     current: str | None = name
+    seen: list[Path] = []
     while current is not None:
         identifier, file = find(current)
         content = yamlfile.read(file)
-        if identifier in (seen := [i for i, _ in chain]):
-            raise InputError(
-                f"The bases go round in a circle: {' -> '.join([*seen, identifier])}.", where=file
-            )
+        if file.resolve() in seen:
+            names = " -> ".join([*(i for i, _ in chain), identifier])
+            raise InputError(f"The bases go round in a circle: {names}.", where=file)
+        seen.append(file.resolve())
         own = {key: content.pop(key) for key in DESCRIPTION if key in content}
         description = own if description is None else description
         chain.append((identifier, _expand(content, file)))
         current = own.get("base")
+        if not isinstance(current, str | None):
+            raise InputError(
+                f"Found {current!r}.", where=f"{file}, key 'base'", expected="the id of a recipe, or a file"
+            )
         if current is not None and current not in recipe_files():
             beside = file.parent / f"{current}"
             current = str(beside) if beside.is_file() else current
@@ -210,6 +234,10 @@ def _compose(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], 
         raise InputError(f"A reference or required value cannot be resolved: {str(error).splitlines()[0]}",
                          where=layers[-1][0], do="set the value in the recipe or on the command line") from None  # fmt: skip
     task, seed = plain.pop("task", None), plain.pop("seed", 0)
+    if not isinstance(task, str):
+        raise InputError(
+            f"Found {task!r}.", where=f"{layers[0][0]}, key 'task'", expected="the name of a task"
+        )
     sections = task_sections(task, layers[0][0])
     bound, defaults = schema.bind(sections, plain)
     config = {"task": task, "seed": schema.convert(seed, int, "seed"), **bound}
@@ -224,14 +252,15 @@ def task_sections(task: Any, where: str = "") -> dict[str, schema.Section]:
     """The sections a recipe of this task has (its `task.py` declares them as SECTIONS)."""
     folder = Path(anban.__file__).parent / "tasks"
     known = sorted(p.parent.name for p in folder.glob("*/task.py"))
-    if task in known:
-        module = importlib.import_module(f"anban.tasks.{task}.task")
-    elif task in schema.plugins():
-        module = importlib.import_module(f"{schema.plugins()[task]}.task")
-    else:
-        raise schema.unknown("task", task, known, f"{where}, key 'task'")
-    sections: dict[str, schema.Section] = module.SECTIONS
+    if task not in known and task not in schema.plugins():
+        raise schema.unknown("task", task, [*known, *schema.plugins()], f"{where}, key 'task'")
+    sections: dict[str, schema.Section] = importlib.import_module(f"{task_package(task)}.task").SECTIONS
     return sections
+
+
+def task_package(task: str) -> str:
+    """The package a task lives in: a plug-in's own, or a folder of `anban.tasks`."""
+    return schema.plugins().get(task, f"anban.tasks.{task}")
 
 
 def _merge(
@@ -243,9 +272,14 @@ def _merge(
         old = into.get(key)
         if isinstance(old, dict) and "name" in old and isinstance(value, str):
             value = {"name": value}
+        if isinstance(old, str) and isinstance(value, dict):  # `model: change/bit`, then `model.stages: 3`
+            old = into[key] = {"name": old}
+            sources[f"{dotted}.name"] = sources.pop(dotted, source)
         if isinstance(old, dict) and isinstance(value, dict):
-            if "name" in value and value["name"] != old.get("name"):
+            if "name" in old and "name" in value and value["name"] != old["name"]:
                 old.clear()
+                for stale in [k for k in sources if k.startswith(dotted + ".")]:
+                    del sources[stale]
             _merge(old, value, sources, source, dotted + ".")
         else:
             into[key] = copy.deepcopy(value)

@@ -41,9 +41,15 @@ _WORDS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "fal
 
 @dataclass(frozen=True)
 class Arguments:
-    """A section that holds the arguments of the callable at `address`."""
+    """A section that holds the arguments of the callable at `address`.
+
+    Of the keys in `places` (folders) only the folder's name makes the experiment, and the keys in `means` (how the work
+    is done) do not make it at all: neither changes what the recipe's hash says.
+    """
 
     address: str
+    places: tuple[str, ...] = ()
+    means: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,16 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _Unusable(f"line {key.start_mark.line + 1} uses a list or map as a key")
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 line = key.start_mark.line + 1
-                raise _Repeated(f"key '{key.value}' is given twice (lines {seen[key.value]} and {line})")
+                raise _Unusable(f"key '{key.value}' is given twice (lines {seen[key.value]} and {line})")
             seen[key.value] = key.start_mark.line + 1
         return dict(super().construct_mapping(node, deep=True))
 
 
-class _Repeated(Exception):
+class _Unusable(Exception):
     pass
 
 
@@ -63,10 +65,12 @@ def parse(text: str, where: object) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except _Repeated as error:
+    except _Unusable as error:
         raise InputError(
-            f"A {error}.", where=where, expected="each key once", do="remove one of the two"
+            f"In this YAML, {error}.", where=where, expected="each key once, and a word"
         ) from None
+    except ValueError as error:
+        raise InputError(f"A number cannot be read: {error}.", where=where) from None
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise InputError(f"This is not readable as plain YAML: {detail}", where=where,

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from anban.record.process import shown_state
 T = TypeVar("T")
 
 FILE = "ledger.sqlite"
-SCHEMA = 1  # raise it with every change below; files of another version are filled anew
+SCHEMA = 2  # raise it with every change below; files of another version are filled anew
 PATIENCE = 60.0  # seconds a process waits for the others before it gives up
 
 # column -> (type, how it is read from run.json); `path` is added from the folder's place.
@@ -64,7 +65,7 @@ TABLES = (
         ", ".join(f'"{name}" {kind}' for name, (kind, _) in COLUMNS.items())
     ),
     "CREATE INDEX runs_by_start ON runs (started, id)",
-    "CREATE INDEX runs_by_hash ON runs (hash)",
+    "CREATE INDEX runs_by_hash ON runs (hash, seed)",
     "CREATE TABLE scores (run TEXT, {keys}, value REAL, PRIMARY KEY (run, {keys})) WITHOUT ROWID".format(
         keys=", ".join(SCORE_KEY)
     ),
@@ -129,17 +130,21 @@ class Ledger:
         state: str | None = None,
         task: str | None = None,
         hash: str | None = None,
+        seed: int | None = None,
         since: str | datetime | None = None,
         limit: int | None = None,
         score: tuple[str, str, str, str] | None = None,
     ) -> list[dict[str, Any]]:
         """The rows, newest first, as dicts of all columns (`difference` and `environment` as objects).
 
+        Key `path` is the run's folder, relative to `out`.
+
         Args:
             recipe: id or shell pattern (`change/*`).
             state: running, finished, failed, interrupted, or lost (see `anban.record.process.shown_state`).
             task: name of the task.
             hash: hash of the effective configuration, or its beginning.
+            seed: of the run.
             since: earliest start: a date and time (a naive one is UTC), or ISO-8601 text or its beginning.
             limit: how many rows at most.
             score: (split, protocol, checkpoint, name); adds key `score`, None where the run has no such value.
@@ -155,8 +160,11 @@ class Ledger:
             conditions.append("task = ?")
             values.append(task)
         if hash is not None:
-            conditions.append("substr(hash, 1, ?) = ?")
-            values += [len(hash), hash]
+            conditions.append("hash >= ? AND hash < ?")  # as a range, the index answers
+            values += [hash, hash + chr(sys.maxunicode)]
+        if seed is not None:
+            conditions.append("seed = ?")
+            values.append(_cell(seed))
         if since is not None:
             conditions.append("started >= ?")
             values.append(_moment(since))

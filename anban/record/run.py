@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -29,17 +30,28 @@ from anban.record.ledger import FILE as LEDGER_FILE
 from anban.record.ledger import Ledger
 from anban.record.process import identity, shown_state
 
-__all__ = ["RunFolder", "find_runs", "read_run"]
+__all__ = ["RunFolder", "find_runs", "readable"]
 
 FORMAT = "anban-run/1"
 ENDS = ("finished", "failed", "interrupted")
-ID_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+ID_PART = re.compile(r"[^\W_][\w.+=-]*")  # letters and digits of any script
+# What readers count on, where a key is there and not null.
+SHAPES: dict[str, type | UnionType] = {
+    "seed": int,
+    "seconds": int | float,
+    "difference": dict,
+    "data": dict,
+    "environment": dict,
+    "progress": dict,
+    "protocols": dict,
+    "scores": list,
+}
 
 
 class RunFolder:
     """One run: its folder, its run.json (`info`) and its lines.
 
-    Make one with `create`, `open` or `read_run`. The process that trains holds `lock()` meanwhile.
+    Make one with `create` or `open`. The process that trains holds `lock()` meanwhile.
     """
 
     def __init__(self, path: Path, info: dict[str, Any]):
@@ -58,7 +70,7 @@ class RunFolder:
 
         Args:
             out: folder of all runs; made if missing.
-            recipe_id: e.g. `change/demo-tinycd`; parts of letters, digits and `._+=-`.
+            recipe_id: e.g. `change/demo-tinycd`; parts of letters and digits (of any script) and `._+=-`.
             seed: of the run; part of its id.
             info: further keys of run.json (title, task, hash, base, difference, device, data, model, ...); `commit`,
                 `environment` and `command` may be given in place of what is found here.
@@ -133,6 +145,8 @@ class RunFolder:
         folder = folder.parent if folder.name == RUN_FILE else folder
         try:
             info = read_info(folder)
+            if wrong := [key for key, kind in SHAPES.items() if not isinstance(info.get(key), kind | None)]:
+                raise ValueError(f"it has no usable value under {', '.join(wrong)}")
         except FileNotFoundError:
             raise InputError(
                 "This is no run folder: it has no run.json.",
@@ -185,6 +199,17 @@ class RunFolder:
         get = self.info.get
         return shown_state(self.info["state"], get("host"), get("pid"), get("process"))
 
+    def stamp(self, split: str, protocol: str) -> dict[str, Any] | None:
+        """How the numbers of this split and protocol were measured; None where run.json does not say."""
+        found = (self.info.get("protocols") or {}).get(f"{split}/{protocol}")
+        return found if isinstance(found, dict) else None
+
+    def scored_checkpoint(self, split: str, protocol: str) -> str | None:
+        """The checkpoint whose scores count: "best" where it was evaluated so, else the last one the scores name."""
+        scores = self.info.get("scores") or []
+        found = [s["checkpoint"] for s in scores if (s["split"], s["protocol"]) == (split, protocol)]
+        return "best" if "best" in found else found[-1] if found else None
+
     @property
     def elapsed(self) -> float:
         """Seconds of wall time of all parts of the run so far."""
@@ -204,12 +229,22 @@ class RunFolder:
         self._store()
 
     def finish(self, state: str, why: str | None = None) -> None:
-        """Record the end: `state` is finished, failed or interrupted, `why` one message for a person."""
+        """Record the end: `state` is finished, failed or interrupted, `why` one message for a person.
+
+        Where the disk does not take it, a failed or interrupted end is only logged: what ended the run is the
+        message to see.
+        """
         if state not in ENDS:
             raise ValueError(f"a run ends as one of {', '.join(ENDS)}, not {state!r}")
         self._writes_time = True
-        self.update(state=state, why=why, ended=now())
-        self._writes_time = False
+        try:
+            self.update(state=state, why=why, ended=now())
+        except OSError as error:
+            if state == "finished":
+                raise
+            logger.warning("{} could not record that the run {}: {}", self.path / RUN_FILE, state, error)
+        finally:
+            self._writes_time = False
 
     def resume(self, **changes: Any) -> None:
         """Record that this process goes on with the run: running again, time counted on from where it stopped.
@@ -281,19 +316,24 @@ class RunFolder:
     # --- samples.jsonl --------------------------------------------------------------------------------------------
 
     def log_samples(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Store per-sample lines (each with split, protocol, name); earlier ones of the same split and protocol go."""
+        """Store per-sample lines, each with split, protocol, checkpoint and name.
+
+        Earlier lines of the same split, protocol and checkpoint go.
+        """
         new = [dict(line) for line in lines]
-        replaced = {(line["split"], line["protocol"]) for line in new}
-        kept = [line for line in self.samples() if (line["split"], line["protocol"]) not in replaced]
+        replaced = {_evaluation(line) for line in new}
+        kept = [line for line in self.samples() if _evaluation(line) not in replaced]
         write_atomically(self.path / "samples.jsonl", "".join(to_json(line) + "\n" for line in [*kept, *new]))
 
-    def samples(self, split: str | None = None, protocol: str | None = None) -> list[dict[str, Any]]:
-        """The lines of samples.jsonl, all or those of one split or protocol."""
+    def samples(
+        self, split: str | None = None, protocol: str | None = None, checkpoint: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl, all or those of one split, protocol or checkpoint."""
+        wanted = (split, protocol, checkpoint)
         return [
             line
             for line in _lines(self.path / "samples.jsonl")
-            if (split is None or line["split"] == split)
-            and (protocol is None or line["protocol"] == protocol)
+            if all(want in (None, found) for want, found in zip(wanted, _evaluation(line), strict=True))
         ]
 
     # --- one writer -----------------------------------------------------------------------------------------------
@@ -323,9 +363,20 @@ class RunFolder:
             lock.release()
 
 
-def read_run(path: Path | str) -> RunFolder:
-    """The run in folder `path`, for reading; the same as `RunFolder.open`."""
-    return RunFolder.open(path)
+def readable(paths: Iterable[Path | str]) -> Iterator[RunFolder]:
+    """The runs in these folders. One with a damaged run.json is passed over with a warning that names the file.
+
+    Raises:
+        InputError: a path has no run.json at all.
+    """
+    for path in paths:
+        try:
+            yield RunFolder.open(path)
+        except InputError as error:
+            folder = Path(path)
+            if not (folder / RUN_FILE).is_file() and folder.name != RUN_FILE:
+                raise
+            logger.warning("passed over: {}", " ".join(str(error).split()))
 
 
 def _new_folder(parent: Path, started: datetime, seed: int) -> Path:
@@ -362,6 +413,10 @@ def _holder(file: Path) -> str:
         return "its name is not recorded"
     gone = shown_state("running", who["host"], who["pid"], who.get("process")) == "lost"
     return text + (" (it has ended; a process it started may still be there)" if gone else "")
+
+
+def _evaluation(line: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return line["split"], line["protocol"], line.get("checkpoint")
 
 
 def _ends_torn(file: Any) -> bool:

@@ -49,6 +49,7 @@ from anban.report.tables import (
     seeds_of,
     shown,
 )
+from anban.study.compare import COUNTS
 
 
 def write_report(
@@ -56,6 +57,8 @@ def write_report(
     out: Path | str,
     *,
     convention: str = figures.DEFAULT_CONVENTION,
+    split: str | None = None,
+    protocol: str | None = None,
     metric: str | None = None,
     mix_protocols: bool = False,
 ) -> Path:
@@ -67,6 +70,8 @@ def write_report(
         source: a study.json, its folder, or a list of run folders.
         out: the folder to write to; made where it is missing, files of the same names are replaced.
         convention: the colours of change maps, a name in `figures.CONVENTIONS`.
+        split, protocol: what the numbers are measured on; the study's own, or that of the runs' first score, where
+            None.
         metric: the score of differences and curves; the study's own where None.
         mix_protocols: allow numbers of different protocols in one table, which then says so.
 
@@ -77,7 +82,7 @@ def write_report(
         InputError: the source is no study, the convention or metric is unknown, or protocols are mixed unasked.
     """
     figures.convention_named(convention)
-    study = open_study(source, metric=metric, mix_protocols=mix_protocols)
+    study = open_study(source, split=split, protocol=protocol, metric=metric, mix_protocols=mix_protocols)
     if study.metric not in SCORES:
         raise InputError(
             f"There is no table of {study.metric!r} yet.", where="metric", expected=", ".join(SCORES)
@@ -188,7 +193,7 @@ def verdicts(study: Study) -> list[Verdict]:
         link = f"#{runs_anchor(arm)}"
         if difference is None or difference.value is None:
             why = difference.note if difference else None
-            why = why or ("none of its runs finished" if not arm.finished else f"no run of {base} finished")
+            why = why or (f"no run of {base} is used" if arm.finished else arm.why_empty)
             found.append(Verdict("none", f"{arm.title} cannot be compared with {base}: {why}.", link))
             continue
         kind = difference.verdict if difference.verdict in ("better", "worse") else "unclear"
@@ -230,14 +235,14 @@ def cautions(study: Study) -> list[Caution]:
     found = []
     for arm, group in left_out(study):
         text = f"{arm.title}, {seeds_of(group)} ({group[0].state}): {group[0].why or 'no reason recorded.'}"
-        found.append(Caution(text, tuple(run.id for run in group if run.info)))
+        found.append(Caution(text, tuple(run.id for run in group if run.has_folder)))
     for arm in study.arms:
         nothing, everything = [], []
         for run in arm.finished:
             counts = list(run.counts(study.split, study.protocol).values())
             if not counts:
                 continue
-            total = {key: sum(c[key] for c in counts) for key in ("tn", "fp", "fn", "tp")}
+            total = {key: sum(c[key] for c in counts) for key in COUNTS}
             if total["tp"] + total["fp"] == 0 and total["fn"] > 0:
                 nothing.append(run.id)
             if total["tn"] + total["fn"] == 0 and total["fp"] > 0:
@@ -264,7 +269,7 @@ def _unequal(study: Study) -> list[Caution]:
         "code (commit)": lambda run: run.info.get("commit"),
         "device": lambda run: run.info.get("device"),
         "torch version": lambda run: (run.info.get("environment") or {}).get("torch"),
-        "protocol": lambda run: protocol_text(run.protocol(study.protocol)),
+        "protocol": lambda run: protocol_text(run.protocol(study.split, study.protocol)),
         "checkpoint": lambda run: run.checkpoint(study.split, study.protocol),
     }
     found = []
@@ -298,8 +303,8 @@ def _best_at_the_end(run: Run, metric: str) -> bool:
 
 
 def slug(text: str) -> str:
-    """A text as an HTML id: letters, digits, - and _ only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+    """A text as an HTML id: letters and digits of any script, - and _ only."""
+    return re.sub(r"[^\w-]+", "-", text)
 
 
 def run_anchor(run_id: str) -> str:
@@ -311,7 +316,8 @@ def runs_anchor(arm: Arm) -> str:
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
-    finished, total = len(study.finished), len(study.runs)
+    finished = sum(run.state in ("finished", "unused") for _, run in study.runs)
+    unused, total = finished - len(study.finished), len(study.runs)
     seeds = sorted({run.seed for _, run in study.runs})
     return [
         ("Data", "; ".join(data_sets(study, short=True)) or UNDEFINED),
@@ -321,7 +327,8 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         ("Metric", SCORES[study.metric]),
         (
             "Runs",
-            f"{_count(len(study.arms), 'arm')}, seeds {', '.join(map(str, seeds))}; {finished} of {total} runs finished",
+            f"{_count(len(study.arms), 'arm')}, seeds {', '.join(map(str, seeds))}; {finished} of {total} runs finished"
+            + (f", {unused} of them not used" if unused else ""),
         ),
     ]
 
@@ -443,7 +450,7 @@ def _run_view(study: Study, arm: Arm, run: Run, out: Path) -> dict[str, Any]:
     seconds = run.info.get("seconds")
     return {
         "id": run.id,
-        "anchor": run_anchor(run.id) if run.info else "",  # a run without a folder has no id of its own
+        "anchor": run_anchor(run.id) if run.has_folder else "",  # a run without a folder has no id of its own
         "folder": quote(Path(os.path.relpath(run.path.resolve(), out.resolve())).as_posix()),
         "seed": run.seed,
         "state": run.state,
@@ -452,7 +459,7 @@ def _run_view(study: Study, arm: Arm, run: Run, out: Path) -> dict[str, Any]:
         "hash": run.info.get("hash") or UNDEFINED,
         "commit": _short_commit(run),
         "data": (run.info.get("data") or {}).get("fingerprint") or UNDEFINED,
-        "protocol": study.protocol if run.protocol(study.protocol) else UNDEFINED,
+        "protocol": study.protocol if run.protocol(study.split, study.protocol) else UNDEFINED,
         "checkpoint": run.checkpoint(study.split, study.protocol) or UNDEFINED,
         "device": run.info.get("device") or UNDEFINED,
         "time": UNDEFINED if seconds is None else _duration(seconds),
@@ -496,7 +503,7 @@ def _protocol_views(study: Study) -> list[dict[str, Any]]:
     """Each distinct protocol stamp as (field, value) pairs with the runs that carry it."""
     stamps: dict[str, list[str]] = {}
     for _, run in study.finished:
-        stamps.setdefault(json.dumps(run.protocol(study.protocol)), []).append(run.id)
+        stamps.setdefault(json.dumps(run.protocol(study.split, study.protocol)), []).append(run.id)
     views = []
     for stamp, runs in stamps.items():
         fields = [(key.replace("_", " "), _plain(value)) for key, value in json.loads(stamp).items()]

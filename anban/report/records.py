@@ -7,59 +7,66 @@ that knows the shape of a comparison.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from anban.errors import InputError
-from anban.study.compare import compare, load_study, runs_as_study
-
-# Keys of a recipe that name it, or say how a machine runs it, and change nothing about the experiment.
-DESCRIBING = frozenset(
-    {"id", "title", "task", "base", "note", "decision", "recorded", "original", "seed", "machine"}
-)
+from anban.record import RunFolder
+from anban.study.compare import compare, experiment, load_study, runs_as_study, without_description
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. `info` is run.json; it is empty when the folder never came to be.
+    """One run folder.
 
     Attributes:
         state: "finished" where the comparison uses the run; else what became of it (failed, interrupted, missing,
             unused, ...) with the reason in `why`.
+        record: what the folder holds; None where it never came to be or its run.json cannot be read.
     """
 
     path: Path
     seed: int
     state: str
     why: str | None = None
-    info: dict[str, Any] = field(default_factory=dict, repr=False)
-    samples: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    metrics: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    record: RunFolder | None = field(default=None, repr=False)
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """run.json, {} without a record."""
+        return self.record.info if self.record else {}
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return self.record.metrics() if self.record else []
+
+    @cached_property
+    def has_folder(self) -> bool:
+        return (self.path / "run.json").is_file()
 
     @property
     def id(self) -> str:
-        return str(self.info.get("id") or f"no folder, seed {self.seed}")
+        return str(
+            self.info.get("id") or (self.path.name if self.has_folder else f"no folder, seed {self.seed}")
+        )
 
     @property
     def finished(self) -> bool:
         return self.state == "finished"
 
-    def protocol(self, name: str) -> dict[str, Any]:
-        """The protocol block that run.json stores under `name`, {} where there is none."""
-        return (self.info.get("protocols") or {}).get(name) or {}
+    def protocol(self, split: str, name: str) -> dict[str, Any]:
+        """The stamp that run.json stores for this split and protocol, {} where there is none."""
+        return (self.record.stamp(split, name) if self.record else None) or {}
 
     def checkpoint(self, split: str, protocol: str) -> str | None:
-        """The checkpoint whose scores are reported: "best" where it was evaluated, else the last one recorded."""
-        scores = self.info.get("scores") or []
-        found = [s.get("checkpoint") for s in scores if (s["split"], s["protocol"]) == (split, protocol)]
-        return "best" if "best" in found else found[-1] if found else None
+        """The checkpoint whose scores are reported."""
+        return self.record.scored_checkpoint(split, protocol) if self.record else None
 
     def counts(self, split: str, protocol: str) -> dict[str, dict[str, int]]:
         """Image name -> {"tn", "fp", "fn", "tp"}."""
@@ -70,8 +77,18 @@ class Run:
         found = (s for s in self._samples(split, protocol) if s["name"] == image)
         return next(((s.get("scores") or {}).get(name) for s in found), None)
 
-    def _samples(self, split: str, protocol: str) -> Iterable[dict[str, Any]]:
-        return (s for s in self.samples if (s["split"], s["protocol"]) == (split, protocol))
+    def _samples(self, split: str, protocol: str) -> list[dict[str, Any]]:
+        """The per-image lines of the checkpoint that is reported."""
+        if (split, protocol) not in self._read:
+            lines = (
+                self.record.samples(split, protocol, self.checkpoint(split, protocol)) if self.record else []
+            )
+            self._read[split, protocol] = lines
+        return self._read[split, protocol]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        return {}
 
     def series(self, split: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """A recorded curve, of any protocol: steps (N,) ascending and values (N,), undefined as NaN."""
@@ -93,8 +110,7 @@ class Run:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """What the effective recipe sets, as a flat dict of dotted keys; {} where recipe.yaml is missing."""
-        flat = flatten(yaml.safe_load(self.recipe_text) or {})
-        return {key: value for key, value in flat.items() if key.split(".")[0] not in DESCRIBING}
+        return experiment(self.record) if self.record else {}
 
     @cached_property
     def _pictured(self) -> dict[str, Any]:
@@ -159,6 +175,12 @@ class Arm:
     def finished(self) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.finished)
 
+    @property
+    def why_empty(self) -> str:
+        """Why no run of the arm is used, as words after "because": finished runs may not be evaluated as asked."""
+        unused = dict.fromkeys(run.why for run in self.runs if run.state == "unused" and run.why)
+        return "; ".join(unused) if unused else "none of its runs finished"
+
     @cached_property
     def root(self) -> str:
         """The complete recipe this arm stands on: its recipe's base where the recipe is itself a difference."""
@@ -170,7 +192,7 @@ class Arm:
         recorded: dict[str, Any] = next(
             (run.info["difference"] for run in self.runs if run.info.get("difference")), {}
         )
-        return {**recorded, **self.difference}
+        return without_description({**recorded, **self.difference})
 
 
 @dataclass(frozen=True)
@@ -206,12 +228,18 @@ class Study:
 
 
 def open_study(
-    source: Path | str | Sequence[Path | str], *, metric: str | None = None, mix_protocols: bool = False
+    source: Path | str | Sequence[Path | str],
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    metric: str | None = None,
+    mix_protocols: bool = False,
 ) -> Study:
     """The study to report on: a study.json, its folder, or run folders that are taken together as one study.
 
     Args:
         source: one path, or a list of them; several must all be run folders.
+        split, protocol: replace the study's own; of run folders, those of the first score are the default.
         metric: replaces the study's own score for differences and curves.
         mix_protocols: allow runs of different protocols, data or test images; `mixed` then says what differs.
 
@@ -221,7 +249,7 @@ def open_study(
     paths = [Path(source)] if isinstance(source, str | Path) else [Path(each) for each in source]
     are_runs = [(path / "run.json").is_file() or path.name == "run.json" for path in paths]
     if paths and all(are_runs):
-        study = runs_as_study(paths)
+        study = runs_as_study(paths, split=split, protocol=protocol)
     elif len(paths) == 1:
         study = load_study(paths[0])
     else:
@@ -231,7 +259,12 @@ def open_study(
             or None,
             expected="one study, or run folders (each with a run.json)",
         )
-    study = replace(study, metric=metric or study.metric)
+    study = replace(
+        study,
+        split=split or study.split,
+        protocol=protocol or study.protocol,
+        metric=metric or study.metric,
+    )
     answer = compare(study, mix=mix_protocols)
     left_out = {
         (row["arm"], row["seed"], row["path"]): (row["state"], row["why"]) for row in answer["left_out"]
@@ -241,25 +274,22 @@ def open_study(
         runs = []
         for run in arm.runs:
             state, why = left_out.get((arm.name, run.seed, str(run.path)), (run.state, run.why))
-            if run.record is None:
-                runs.append(Run(run.path, run.seed, state, why))
-            else:
-                record = run.record
-                runs.append(
-                    Run(run.path, run.seed, state, why, record.info, record.samples(), record.metrics())
-                )
+            runs.append(Run(run.path, run.seed, state, why, run.record))
         results = {name: _result(entry) for name, entry in row["metrics"].items()}
         ordered = tuple(sorted(runs, key=lambda run: run.seed))
-        title = arm.title if arm.title != arm.name else _recorded_title(runs) or arm.title
+        title = arm.title
+        if title == arm.name == study.base:
+            # Variants of one recipe all have its title: it stays with the base.
+            title = _recorded_title(runs) or title
         arms.append(
             Arm(arm.name, title, arm.recipe, arm.difference, ordered, _in_order(results, runs, ordered))
         )
-    bare = [run.id for arm in arms for run in arm.finished if not run.protocol(study.protocol)]
+    bare = [run.id for arm in arms for run in arm.finished if not run.protocol(study.split, study.protocol)]
     if bare:
         raise InputError(
-            f"These runs have scores under a protocol {study.protocol!r} that they do not describe.",
+            f"These runs have scores on {study.split!r} under a protocol {study.protocol!r} that they do not describe.",
             where=", ".join(bare),
-            expected="that name under `protocols` in run.json",
+            expected=f"{study.split}/{study.protocol} under `protocols` in run.json",
             do="evaluate them again with anban eval",
         )
     return Study(
@@ -276,7 +306,7 @@ def open_study(
 
 
 def _recorded_title(runs: Sequence[Run]) -> str | None:
-    """What the recipe of the runs calls itself: better to read than the bare name of an untitled arm."""
+    """What the recipe of the runs calls itself: better to read than the bare name of an untitled base."""
     return next((str(run.info["title"]) for run in runs if run.info.get("title")), None)
 
 
@@ -297,17 +327,6 @@ def _in_order(results: dict[str, Result], found: Sequence[Run], ordered: Sequenc
         name: replace(result, values=tuple(result.values[place] for place in places))
         for name, result in results.items()
     }
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one dict of dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def protocol_text(protocol: dict[str, Any]) -> str:

@@ -455,7 +455,7 @@ def score_cell(arm: Arm, name: str) -> Cell:
     """One score of one arm over its finished runs."""
     runs = tuple(run.id for run in arm.finished)
     if not runs:
-        return Cell(None, note="No run finished.")
+        return Cell(None, note=_without_runs(arm))
     result = arm.results.get(name)
     if result is None or not result.values:
         return Cell(None, runs=runs, note="Not recorded by these runs.")
@@ -466,6 +466,10 @@ def score_cell(arm: Arm, name: str) -> Cell:
     if defined < len(result.values):
         note = f"Undefined (denominator 0) in {len(result.values) - defined} of {len(result.values)} runs."
     return Cell(result.mean, result.std, runs=runs, note=note, each=result.values)
+
+
+def _without_runs(arm: Arm) -> str:
+    return f"{arm.why_empty[0].upper()}{arm.why_empty[1:]}."
 
 
 def _difference_cells(study: Study, arm: Arm) -> dict[str, Cell]:
@@ -566,7 +570,7 @@ def _efficiency_cell(arm: Arm, key: str) -> Cell:
 
     measured = {run.id: value for run in arm.finished if (value := read(run)) is not None}
     if not measured:
-        return Cell(None, note="No run finished." if not arm.finished else "Not measured or not countable.")
+        return Cell(None, note="Not measured or not countable." if arm.finished else _without_runs(arm))
     values = tuple(measured.values())
     return Cell(float(np.mean(values)), runs=tuple(measured), each=values)
 
@@ -600,7 +604,7 @@ def data_sets(study: Study, arms: Sequence[Arm] | None = None, *, short: bool = 
 
 
 def _protocols_of_arm(study: Study, arm: Arm) -> str:
-    texts = [protocol_text(run.protocol(study.protocol)) for run in arm.finished]
+    texts = [protocol_text(run.protocol(study.split, study.protocol)) for run in arm.finished]
     return " / ".join(dict.fromkeys(texts)) or UNDEFINED
 
 
@@ -620,7 +624,9 @@ def checkpoints(study: Study) -> list[str]:
 
 def _caption(study: Study) -> str:
     """Data set, split, protocol, checkpoint and seeds, as one run of words that ends with a full stop."""
-    details = dict.fromkeys(protocol_text(run.protocol(study.protocol)) for _, run in study.finished)
+    details = dict.fromkeys(
+        protocol_text(run.protocol(study.split, study.protocol)) for _, run in study.finished
+    )
     protocol = f"protocol {study.protocol}" + (
         f" ({next(iter(details))})" if len(details) == 1 else " (differs)"
     )

@@ -15,7 +15,10 @@ import numpy as np
 
 from anban.errors import InputError
 from anban.metrics import SCORES, defined
-from anban.record import RunFolder, read_run
+from anban.recipe import flatten
+from anban.recipe.recipe import DESCRIPTION, NOT_THE_EXPERIMENT
+from anban.recipe.yamlfile import read
+from anban.record import RunFolder, readable
 from anban.study.stats import (
     LEVEL,
     RESAMPLES,
@@ -28,12 +31,15 @@ from anban.study.stats import (
     pooled_spread,
     scores,
 )
+from anban.study.study import FORMAT as STUDY_FORMAT
 
 STUDY_FILE = "study.json"
-STUDY_FORMAT = "anban-study/1"
 COMPARISON_FORMAT = "anban-comparison/1"
 COUNTS = ("tn", "fp", "fn", "tp")
+ENDED_EARLY = ("failed", "interrupted")
 LOWER_IS_BETTER = frozenset({"loss", "mae", "mse", "rmse", "lpips"})
+# Keys of a recipe that name it, or say how a machine runs it, and change nothing about the experiment.
+DESCRIBING = frozenset({*DESCRIPTION, *NOT_THE_EXPERIMENT})
 
 
 @dataclass
@@ -121,23 +127,25 @@ def load_study(path: Path | str) -> Study:
 def runs_as_study(
     paths: Sequence[Path | str],
     *,
-    split: str = "test",
+    split: str | None = None,
     protocol: str | None = None,
     metric: str | None = None,
 ) -> Study:
     """Plain run folders as a study: runs of one effective configuration (hash) are an arm.
 
-    The base is the arm whose recipe the others name as theirs, else the arm of the first path.
+    The base is the arm whose recipe the others name as theirs, else the arm of the first path. A run whose record is
+    damaged is passed over with a warning.
 
     Args:
-        protocol: None takes the first one that the first finished run was evaluated under on `split`.
-        metric: None takes the number that picked the checkpoint of that run, else f1.
+        split, protocol: None takes those of the first score (that fits the other one, if given) of the first
+            finished run that has one, else test and whole.
+        metric: None takes the number that picked the checkpoint of the first finished run, else f1.
 
-    Raises InputError for a path that is no run folder, and when there is none.
+    Raises InputError for a path that is no run folder, and when there is no readable one.
     """
-    records = [read_run(path) for path in paths]
+    records = list(readable(paths))
     if not records:
-        raise InputError("no run to report", expected="at least one run folder")
+        raise InputError("no run to report", expected="at least one readable run folder")
     groups: dict[str, list[RunFolder]] = {}
     for record in records:
         # A record without a hash is like no other.
@@ -151,7 +159,7 @@ def runs_as_study(
         arms.append(
             Arm(
                 name=name,
-                title=str(info.get("title") or name),
+                title=_unused(str(info.get("title") or name), key, arms),
                 recipe=str(info["recipe"]),
                 difference=dict(info.get("difference") or {}),
                 runs=[_as_run(record) for record in group],
@@ -159,18 +167,38 @@ def runs_as_study(
         )
     named = [record.info.get("base") for record in records]
     base = next((arm for arm in arms if arm.recipe in named), arms[0])
-    first = next((record for record in records if record.state == "finished"), records[0])
+    finished = [record for record in records if record.state == "finished"]
+    first = next(iter(finished), records[0])
     best = (first.info.get("progress") or {}).get("best") or {}
+    evaluated = (
+        (str(score["split"]), str(score["protocol"]))
+        for record in finished
+        for score in record.info.get("scores") or []
+        if split in (None, score["split"]) and protocol in (None, score["protocol"])
+    )
+    found = next(evaluated, ("test", "whole"))
     return Study(
         id="runs",
         title=" and ".join(arm.title for arm in arms) if len(arms) < 3 else f"{len(arms)} configurations",
         question="",
-        split=split,
-        protocol=protocol or _first_protocol(first, split),
+        split=split or found[0],
+        protocol=protocol or found[1],
         metric=metric or best.get("name") or "f1",
         base=base.name,
         arms=arms,
     )
+
+
+def experiment(run: RunFolder) -> dict[str, Any]:
+    """What the run's effective recipe sets, by dotted key, without what only describes it; {} where there is none."""
+    if not run.recipe_file.is_file():
+        return {}
+    return without_description(dict(flatten(read(run.recipe_file))))
+
+
+def without_description(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values without those that change nothing about the experiment."""
+    return {key: value for key, value in flat.items() if key.split(".")[0] not in DESCRIBING}
 
 
 def compare(
@@ -185,8 +213,8 @@ def compare(
 ) -> dict[str, Any]:
     """Every arm's scores, and its difference to the base with an interval (see `anban.study.stats`).
 
-    Used are finished runs with per-image lines for the study's split and protocol, one per seed: of several the last
-    in the list. All others are listed under "left_out" with the reason. A score of `binary_scores` is that of an image
+    Used are finished runs with per-image lines for the study's split and protocol (of checkpoint "best" where its
+    scores are there), one per seed: of several the last in the list. All others are listed under "left_out" with the reason. A score of `binary_scores` is that of an image
     set's summed counts; any other is the mean of the per-image scores in samples.jsonl.
 
     Args:
@@ -298,10 +326,10 @@ class _Samples:
         assert run.record is not None
         self.run = run
         info = run.record.info
-        self.stamp: dict[str, Any] | None = (info.get("protocols") or {}).get(study.protocol)
+        self.stamp = run.record.stamp(study.split, study.protocol)
         self.fingerprint = (info.get("data") or {}).get("fingerprint")
         self.lines: dict[str, Mapping[str, Any]] = {}
-        for line in run.record.samples(study.split, study.protocol):
+        for line in _lines(run.record, study):
             if line["name"] in self.lines:
                 raise InputError(
                     f"the image {line['name']!r} is in the record twice", where=run.path / "samples.jsonl"
@@ -318,6 +346,12 @@ class _Samples:
         return mean_sums([np.nan if value is None else value for value in values])
 
 
+def _lines(record: RunFolder, study: Study) -> list[dict[str, Any]]:
+    """The per-image lines behind the run's score."""
+    place = (study.split, study.protocol)
+    return record.samples(*place, record.scored_checkpoint(*place))
+
+
 def _sorted_out(arm: Arm, study: Study) -> list[tuple[Run, str | None]]:
     """Each run with None, or with the reason why it is not used."""
     usable: dict[int, Run] = {}
@@ -325,7 +359,7 @@ def _sorted_out(arm: Arm, study: Study) -> list[tuple[Run, str | None]]:
     for run in arm.runs:
         if run.record is None or run.state != "finished":
             reasons[id(run)] = run.why or f"the run is {run.state}"
-        elif not run.record.samples(study.split, study.protocol):
+        elif not _lines(run.record, study):
             reasons[id(run)] = f"not evaluated on {study.split!r} under protocol {study.protocol!r}"
         else:
             if run.seed in usable:
@@ -398,10 +432,13 @@ def _run_of(folder: Path, entry: Mapping[str, Any]) -> Run:
     if path is None:
         return Run(seed, folder, entry.get("state") or "missing", entry.get("why") or "it was never started")
     try:
-        return _as_run(read_run((folder / path).resolve()), seed)
+        run = _as_run(RunFolder.open((folder / path).resolve()), seed)
     except InputError as error:
-        state = entry.get("state") if entry.get("state") in ("failed", "interrupted") else "missing"
+        state = entry.get("state") if entry.get("state") in ENDED_EARLY else "missing"
         return Run(seed, folder / path, str(state), entry.get("why") or error.what)
+    if run.state == "lost" and entry.get("state") in ENDED_EARLY:  # the run's disk did not take its end
+        run.state, run.why = entry["state"], entry.get("why")
+    return run
 
 
 def _as_run(record: RunFolder, seed: int | None = None) -> Run:
@@ -409,11 +446,8 @@ def _as_run(record: RunFolder, seed: int | None = None) -> Run:
     return Run(seed, record.path, record.state, record.info.get("why"), record)
 
 
-def _first_protocol(record: RunFolder, split: str) -> str:
-    lines = record.samples(split)
-    if lines:
-        return str(lines[0]["protocol"])
-    return next(iter(record.info.get("protocols") or {}), "whole")
+def _unused(title: str, key: str, arms: Sequence[Arm]) -> str:
+    return f"{title} ({key})" if any(arm.title == title for arm in arms) else title
 
 
 def _check(study: Study, file: Path) -> None:

@@ -20,25 +20,57 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from annotated_types import Ge, Len
 from loguru import logger
 
 import anban
 from anban.errors import InputError
 from anban.recipe import Recipe, load_recipe
 from anban.recipe.recipe import find, recipe_files
-from anban.recipe.schema import unknown
+from anban.recipe.schema import Arguments, bind, unknown
 from anban.recipe.yamlfile import read
-from anban.record import RunFolder
+from anban.record import RunFolder, readable
+from anban.record.files import to_json, write_atomically
 
 FORMAT = "anban-study/1"
-_KEYS = ("title", "question", "base", "name", "arms", "set", "seeds", "compare")
 _ONLY_STUDIES = {"question", "name", "arms", "set", "seeds", "compare"}  # a recipe has none of them
-_ARM_KEYS = ("title", "recipe", "set")
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """The keys of a study file; see the module's text."""
+
+    base: str
+    title: str = ""
+    question: str = ""
+    name: str = "base"
+    arms: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict)
+    seeds: Annotated[int, Ge(1)] | Annotated[list[int], Len(1)] = 3
+    compare: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArmFile:
+    """The keys of an arm in a study file."""
+
+    title: str = ""
+    recipe: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompareFile:
+    """What decides, in a study file; empty means the first of the base recipe's `eval`."""
+
+    split: str = ""
+    protocol: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +101,11 @@ def study_files() -> dict[str, Path]:
     return {f"{file.parent.parent.name}/{file.stem}": file for file in files}
 
 
-def load_plan(name: str, overrides: list[str], seeds: int | None = None) -> Plan:
+def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric: str = "f1") -> Plan:
     """Read a study (an id, a study file, or a recipe) and check every arm.
+
+    Args:
+        metric: the score that decides where the study names none.
 
     Raises:
         InputError: unknown study, key or recipe; two arms with the same effective configuration.
@@ -85,38 +120,41 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None) -> Plan
     else:
         content = read(path)
         identifier = name if name in files else f"local/{path.stem}"
-    for key in content:
-        if key not in _KEYS:
-            raise unknown("key", key, _KEYS, path)
-    common = [*_as_overrides(content.get("set") or {}), *overrides]
-    base_id = content.get("base")
-    if not isinstance(base_id, str):
-        raise InputError("No base is given.", where=path, expected="base: the id of a recipe")
-    base = load_recipe(base_id, common)
-    base_name = str(content.get("name", "base"))
-    arms = [Arm(base_name, base.title if base_name == "base" else base_name, base)]
-    for arm_name, given in (content.get("arms") or {}).items():
-        given = given or {}
-        for key in given:
-            if key not in _ARM_KEYS:
-                raise unknown(
-                    "key", f"arms.{arm_name}.{key}", [f"arms.{arm_name}.{k}" for k in _ARM_KEYS], path
-                )
-        own = _as_overrides(given.get("set") or {})
-        recipe = load_recipe(given.get("recipe", base_id), [*common, *own])
-        arms.append(Arm(str(arm_name), str(given.get("title", arm_name)), recipe))
+    given = _read(StudyFile, "study", content)
+    common = [*_as_overrides(given.set), *overrides]
+    base = load_recipe(given.base, common)
+    arms = [Arm(given.name, base.title if given.name == "base" else given.name, base)]
+    for arm_name, words in given.arms.items():
+        own = _read(ArmFile, f"arms.{arm_name}", words or {})
+        recipe = load_recipe(own.recipe or given.base, [*common, *_as_overrides(own.set)])
+        arms.append(Arm(str(arm_name), own.title or str(arm_name), recipe))
     _refuse_twins(arms, path)
-    count = seeds if seeds is not None else content.get("seeds", 3)
-    numbers = list(range(count)) if isinstance(count, int) else [int(n) for n in count]
-    if not numbers:
-        raise InputError(
-            "No seed is given.", where=path, expected="seeds: a number of seeds, or a list of them"
-        )
-    evaluation = base.config["eval"]
-    compare = {"split": evaluation["splits"][0], "protocol": evaluation["protocols"][0], "metric": "f1"}
-    compare |= {k: str(v) for k, v in (content.get("compare") or {}).items()}
-    return Plan(identifier, str(content.get("title", identifier)), str(content.get("question", "")),
-                base_name, arms, numbers, compare)  # fmt: skip
+    asked = seeds if seeds is not None else given.seeds
+    numbers = list(range(asked)) if isinstance(asked, int) else asked
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"A seed is given twice: {numbers}.", where=f"{path}, key 'seeds'")
+    compare = _read(CompareFile, "compare", given.compare)
+    decides = {
+        "split": compare.split or base.config["eval"]["splits"][0],
+        "protocol": compare.protocol or base.config["eval"]["protocols"][0],
+        "metric": compare.metric or metric,
+    }
+    for arm in arms:
+        for key, place in (("split", "splits"), ("protocol", "protocols")):
+            if decides[key] not in arm.recipe.config["eval"][place]:
+                raise InputError(f"The arm '{arm.name}' is not evaluated on {key} '{decides[key]}'.", where=path,
+                                 expected=f"one of {', '.join(arm.recipe.config['eval'][place])}",
+                                 do=f"set compare.{key}, or eval.{place} of the arm")  # fmt: skip
+    return Plan(identifier, given.title or identifier, given.question, given.name, arms, numbers, decides)
+
+
+Keys = TypeVar("Keys", StudyFile, ArmFile, CompareFile)
+
+
+def _read(kind: type[Keys], name: str, content: Any) -> Keys:
+    """The keys of one part of a study file, checked like a recipe's."""
+    bound, _ = bind({name: Arguments(f"{kind.__module__}:{kind.__name__}")}, {name: content})
+    return kind(**bound[name])
 
 
 def run_study(
@@ -168,7 +206,9 @@ def _attempt(run: Callable[[Recipe], RunFolder], recipe: Recipe, seed: int, fold
         if type(error).__name__ == "Interrupted":  # the user's wish, not this arm's failure
             raise
         logger.error(f"{recipe.id}, seed {seed}: {error}")
-        return {"seed": seed, "path": None, "state": "failed", "why": str(error)}
+        path = getattr(error, "run", None)  # the folder, if the run came as far as having one
+        where = Path(os.path.relpath(path, folder)).as_posix() if path is not None else None
+        return {"seed": seed, "path": where, "state": "failed", "why": str(error)}
 
 
 def _line(seed: int, folder: RunFolder, origin: Path) -> dict[str, Any]:
@@ -179,15 +219,10 @@ def _line(seed: int, folder: RunFolder, origin: Path) -> dict[str, Any]:
 def _finished(file: Path) -> dict[tuple[str, int], RunFolder]:
     if not file.is_file():
         return {}
-    found = {}
-    for arm in json.loads(file.read_text(encoding="utf-8"))["arms"]:
-        for line in arm["runs"]:
-            path = file.parent / line["path"] if line["path"] else None
-            if path is not None and (path / "run.json").is_file():
-                folder = RunFolder.open(path)
-                if folder.info["state"] == "finished":
-                    found[folder.info["hash"], folder.info["seed"]] = folder
-    return found
+    content = json.loads(file.read_text(encoding="utf-8"))
+    paths = [file.parent / line["path"] for arm in content["arms"] for line in arm["runs"] if line["path"]]
+    folders = readable([path for path in paths if (path / "run.json").is_file()])
+    return {(f.info["hash"], f.info["seed"]): f for f in folders if f.info["state"] == "finished"}
 
 
 def _write(file: Path, plan: Plan, results: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -213,9 +248,7 @@ def _write(file: Path, plan: Plan, results: Mapping[str, list[dict[str, Any]]]) 
         ],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, file)
+    write_atomically(file, to_json(content, indent=1) + "\n")
 
 
 def _difference(base: Recipe, arm: Recipe) -> dict[str, Any]:

@@ -39,12 +39,16 @@ class Updater(Protocol):
     """The loop's hand on precision, accumulation, clipping and the optimisers, given to `Task.update`."""
 
     def autocast(self) -> AbstractContextManager[Any]: ...
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor, *names: str) -> None: ...
     def step(self, name: str = "model") -> None: ...
 
 
 class Task(ABC):
     """One kind of problem, built from the configuration of one recipe.
+
+    Besides LOOP_SECTIONS its recipes have a section `eval` with at least `splits` and `protocols`, the first of each
+    being the result. Beside the class's module stands `debug.py` with `debug(config, folder) -> overrides`, which
+    shrinks any recipe of the task to invented data for `anban check`.
 
     Attributes:
         config: the recipe's complete configuration.
@@ -55,10 +59,14 @@ class Task(ABC):
         forward: how `update` calls the networks: the same objects, wrapped for several processes where needed.
         select: name of the score that picks the best checkpoint.
         higher_is_better: which way `select` improves.
+        scores: names of the scores that `summary` gives.
+        scale: what a score is multiplied by where it is printed for a person (100 for shares).
     """
 
     select: str = "score"
     higher_is_better: bool = True
+    scores: Sequence[str] = ("score",)
+    scale: float = 1.0
     optimized: Mapping[str, str] = {"model": "optimizer"}
 
     def __init__(self, config: dict[str, Any]):
@@ -87,21 +95,30 @@ class Task(ABC):
     def evaluation_data(self, split: str) -> Dataset[Any]:
         """Samples of a split indexed by number, without any random draw."""
 
+    def has_split(self, split: str) -> bool:
+        """Whether there is such a split; a task without `val` trains without validation and keeps its last weights."""
+        return True
+
+    @staticmethod
     @abstractmethod
-    def collate(self, samples: Sequence[Any]) -> Any:
-        """The one place that turns samples into a batch of tensors (on the CPU)."""
+    def collate(samples: Sequence[Any]) -> Any:
+        """The one place that turns samples into a batch of tensors (on the CPU); it is sent to worker processes."""
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (a mean over its samples) and its named parts for the log."""
 
     def update(self, batches: Sequence[Any], updater: Updater) -> dict[str, Tensor]:
-        """One optimiser step over the micro-batches of one batch; returns what to log, detached."""
+        """One step of the optimisers over the micro-batches of one batch.
+
+        Returns:
+            scalar tensors to log, among them `loss`; one that is not finite ends the run.
+        """
         logged: dict[str, Tensor] = {}
         for batch in batches:
             with updater.autocast():
                 loss, parts = self.loss(batch)
-            updater.backward(loss / len(batches))
+            updater.backward(loss / len(batches), "model")
             for name, value in {"loss": loss, **parts}.items():
                 logged[name] = logged.get(name, torch.zeros((), device=value.device)) + value.detach() / len(
                     batches

@@ -48,6 +48,41 @@ def test_two_processes_count_every_sample_once(tiny: list[str], tmp_path: Path) 
     assert again.samples("test", "whole") == run.samples("test", "whole")
 
 
+def test_the_record_says_which_process_failed(tiny: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import os, sys\n"
+        "from anban.tasks.contract import Task\n"
+        "real = Task.update\n"
+        "def update(self, batches, updater):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise RuntimeError('one of two is ill')\n"
+        "    return real(self, batches, updater)\n"
+        "Task.update = update\n"
+        "from anban.cli.main import main\n"
+        "main()\n"
+    )
+    out = tmp_path / "runs"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
+    arguments = ["run", RECIPE, *tiny, "--out", str(out), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, timeout=300, env=environment, check=False
+    )
+    assert done.returncode != 0
+    run = RunFolder.open(next(out.glob("change/*/*/run.json")).parent)
+    told = (run.info["why"] or "") + "".join(f.read_text() for f in run.path.glob("failed-rank*.txt"))
+    assert "one of two is ill" in told
+    assert run.state in ("failed", "lost")
+
+
 @pytest.mark.parametrize("batch", [3])
 def test_a_batch_that_cannot_be_shared_is_refused(batch: int, tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="cannot be shared by 2 processes"):

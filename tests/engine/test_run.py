@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_a_run_leaves_everything_behind(finished: RunFolder) -> None:
     assert info["state"] == "finished"
     assert info["why"] is None
     assert {s["name"] for s in info["scores"]} == {"precision", "recall", "f1", "iou", "oa", "kappa", "miou"}
-    assert info["protocols"]["whole"]["size"] == "64x64"
+    assert info["protocols"]["test/whole"]["size"] == "64x64"
     assert info["progress"]["step"] == info["progress"]["steps"] == 4
     assert info["efficiency"]["parameters"] == info["model"]["parameters"] == 1350146
     assert info["efficiency"]["input"] == "2 x 1x3x256x256"
@@ -112,6 +113,7 @@ def test_a_killed_run_goes_on_bit_for_bit(network: str, tiny: list[str], tmp_pat
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
     path = latest_unfinished(recipe, tmp_path / "killed")
+    assert path is not None
     assert RunFolder.open(path).state == "lost"
     step = checkpoint.load(path / "checkpoints" / "last.pt")["step"]
     assert 2 <= step < 6, "the kill came too late to show anything"
@@ -188,6 +190,7 @@ def test_a_full_disk_ends_the_run_and_it_can_go_on(
         execute(recipe, tmp_path, device="cpu")
     monkeypatch.undo()
     path = latest_unfinished(recipe, tmp_path)
+    assert path is not None
     assert "No space left" in RunFolder.open(path).info["why"]
     assert checkpoint.load(path / "checkpoints" / "last.pt")["step"] == 2
     run, stored = open_run(path, [])
@@ -236,11 +239,11 @@ def test_half_precision_trains(tiny: list[str], tmp_path: Path) -> None:
 
 def test_the_same_weights_under_three_protocols(finished: RunFolder) -> None:
     trained = load_trained(finished.path, [])
-    rows = evaluate_trained(trained, ["whole", "tiles-32", "sliding-32-16"], "test", record=True)
+    rows = evaluate_trained(trained, ["whole", "tiles-32", "sliding-32-16"], "test")
     assert [row["protocol"]["name"] for row in rows] == ["whole", "tiles-32", "sliding-32-16"]
     assert [row["protocol"]["stride"] for row in rows] == [None, 32, 16]
     again = RunFolder.open(finished.path)
-    assert set(again.info["protocols"]) >= {"whole", "tiles-32", "sliding-32-16"}
+    assert set(again.info["protocols"]) >= {"test/whole", "test/tiles-32", "test/sliding-32-16"}
     assert len(again.samples("test", "tiles-32")) == 2
     first = {s["name"]: s["value"] for s in finished.info["scores"]}
     assert rows[0]["scores"] == first
@@ -334,3 +337,90 @@ def test_a_collapse_is_warned_of(tiny: list[str], tmp_path: Path) -> None:
     assert "no pixel is predicted as change" in (run.path / "log.txt").read_text()
     every = execute(load_recipe(RECIPE, [*tiny, "eval.threshold=0.0"]), tmp_path, device="cpu")
     assert any("every pixel is predicted as change" in text for text in every.info["warnings"])
+
+
+def test_every_network_can_be_fed_by_workers(tiny: list[str], tmp_path: Path) -> None:
+    """TinyCD has more tensors than a worker could be sent one by one; nothing but data may travel."""
+    overrides = [*tiny, "model=change/tinycd", "machine.workers=1", "train.iterations=2"]
+    assert execute(load_recipe(RECIPE, overrides), tmp_path, device="cpu").info["state"] == "finished"
+
+
+def test_training_without_validation_keeps_the_last_weights(tiny: list[str], tmp_path: Path) -> None:
+    run = execute(load_recipe(RECIPE, [*tiny, "data.val=null"]), tmp_path, device="cpu")
+    assert {line["checkpoint"] for line in run.info["scores"]} == {"last"}
+    assert run.info["progress"]["best"] is None
+    assert not any(m["split"] == "val" for m in run.metrics())
+
+
+def test_a_network_whose_cost_cannot_be_measured_keeps_its_scores(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("only 64 pixels")
+
+    monkeypatch.setattr("anban.engine.run.profile", fail)
+    run = execute(load_recipe(RECIPE, [*tiny, "machine.profile=true"]), tmp_path, device="cpu")
+    assert run.info["state"] == "finished"
+    assert run.info["efficiency"] is None
+    assert run.info["scores"]
+
+
+def test_scores_on_other_data_do_not_join_the_record(
+    finished: RunFolder, demo_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demo_data, tmp_path / "data")
+    for folder in ("A", "B", "label"):
+        (tmp_path / "data" / "test" / folder / "test_0000.png").unlink()
+    before = RunFolder.open(finished.path).info
+    trained = load_trained(finished.path, [f"data.root={tmp_path / 'data'}"])
+    rows = evaluate_trained(trained, ["whole+flip"], "test")
+    assert rows[0]["images"] == 1
+    assert RunFolder.open(finished.path).info["scores"] == before["scores"]
+
+
+def test_last_and_best_are_told_apart(finished: RunFolder) -> None:
+    trained = load_trained(finished.checkpoints / "last.pt", [])
+    before = {line["checkpoint"] for line in finished.samples("test", "whole")}
+    evaluate_trained(trained, ["whole"], "test")
+    evaluate_trained(trained, ["whole"], "val")
+    again = RunFolder.open(finished.path)
+    assert {line["checkpoint"] for line in again.samples("test", "whole")} == before | {"last"}
+    assert again.info["protocols"]["test/whole"]["split"] == "test"
+    assert again.info["protocols"]["val/whole"]["split"] == "val"
+
+
+def test_a_stop_during_the_final_evaluation_is_heard(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(RECIPE, tiny)
+    stopped = Loop.evaluate
+
+    def evaluate(self: Loop, split: str, *arguments: Any) -> Any:
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGINT)
+        return stopped(self, split, *arguments)
+
+    monkeypatch.setattr(Loop, "evaluate", evaluate)
+    with pytest.raises(Interrupted, match="evaluating"):
+        execute(recipe, tmp_path, device="cpu")
+    monkeypatch.undo()
+    path = latest_unfinished(recipe, tmp_path)
+    assert path is not None
+    run, stored = open_run(path, [])
+    resumed = execute(stored, tmp_path, device="cpu", resume=run)
+    assert resumed.info["state"] == "finished"
+    assert resumed.info["scores"]
+
+
+def test_moved_data_are_no_obstacle_and_a_run_cannot_shrink(
+    tiny: list[str], demo_data: Path, tmp_path: Path
+) -> None:
+    first = execute(load_recipe(RECIPE, tiny), tmp_path, device="cpu")
+    shutil.copytree(demo_data, tmp_path / "data")
+    run, recipe = open_run(first.path, [f"data.root={tmp_path / 'data'}", "train.iterations=5"])
+    longer = execute(recipe, tmp_path, device="cpu", resume=run)
+    assert longer.info["progress"]["step"] == 5
+    assert longer.info["difference"]["train.iterations"] == 5
+    run, recipe = open_run(first.path, ["train.iterations=3"])
+    with pytest.raises(InputError, match="5 steps already"):
+        execute(recipe, tmp_path, device="cpu", resume=run)

@@ -33,6 +33,11 @@ def test_a_small_split_gives_one_batch_per_epoch() -> None:
     assert [len(s) for s in StepSampler(3, 8, 0, 0, 2)] == [3, 3]
 
 
+def test_parts_of_a_batch_are_equal() -> None:
+    assert [len(s) for s in StepSampler(7, 8, 0, 0, 2, parts=3)] == [6, 6]
+    assert [len(s) for s in StepSampler(2, 8, 0, 0, 2, parts=4)] == [2, 2]
+
+
 def test_lengths() -> None:
     assert Train(iterations=7).total_steps(100) == 7
     assert Train(epochs=2.5, batch_size=8).total_steps(20) == 5

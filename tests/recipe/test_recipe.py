@@ -73,6 +73,21 @@ def test_a_new_name_drops_the_old_ones_arguments(base: Path) -> None:
     assert load_recipe(str(base), ["optimizer=adamw"]).config["optimizer"]["name"] == "adamw"
 
 
+def test_the_order_of_overrides_does_not_matter(base: Path) -> None:
+    for overrides in (["optimizer.lr=0.5", "optimizer.name=adam"], ["optimizer=adam", "optimizer.lr=0.5"]):
+        recipe = load_recipe(str(base), overrides)
+        assert recipe.config["optimizer"]["name"] == "adam"
+        assert recipe.config["optimizer"]["lr"] == 0.5
+        assert recipe.sources["optimizer.lr"] == "command line"
+        assert recipe.sources["optimizer.eps"] == "default"
+
+
+def test_where_the_data_lie_is_not_the_experiment(base: Path) -> None:
+    here, there = (load_recipe(str(base), [f"data.root={place}"]) for place in ("a/LEVIR", "/b/c/LEVIR"))
+    assert here.hash == there.hash == load_recipe(str(base), ["data.root=LEVIR", "data.cache=true"]).hash
+    assert here.hash != load_recipe(str(base), ["data.root=WHU"]).hash
+
+
 def test_null_removes_an_entry(base: Path) -> None:
     assert load_recipe(str(base), ["augment.flip=null"]).config["augment"] == {}
 
@@ -116,6 +131,8 @@ def test_references_are_resolved(base: Path) -> None:
         ("train.accumulate=3", "divisor"),
         ("eval.protocols=[hole]", r"(?s)'hole'.*'whole'"),
         ("eval.splits=[]", "a length of at least 1"),
+        ("task=[change]", "the name of a task"),
+        ("base=3", "'base'"),
         ("task=chnge", r"(?s)'chnge'.*did you mean 'change'"),
         ("seed=one", "a whole number"),
         ("optimizer.lr", "key.path=value"),
@@ -129,6 +146,11 @@ def test_mistakes_are_refused_before_anything_is_built(base: Path, override: str
 def test_unknown_recipe_and_circles(base: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)'change/levir-tinycdd'.*did you mean 'change/levir-tinycd'"):
         load_recipe("change/levir-tinycdd")
+    (base.parent / "deeper").mkdir()
+    (base.parent / "deeper" / "base.yaml").write_text("base: ../base.yaml")
+    assert load_recipe(str(base.parent / "deeper" / "base.yaml")).base == "local/base"
+    (base.parent / "基线 二.yaml").write_text("base: base.yaml")
+    assert load_recipe(str(base.parent / "基线 二.yaml")).id == "local/基线-二"
     (base.parent / "a.yaml").write_text("base: b.yaml")
     (base.parent / "b.yaml").write_text("base: a.yaml")
     with pytest.raises(InputError, match="circle"):

@@ -45,6 +45,12 @@ def test_a_repeated_key_is_refused_with_both_lines() -> None:
         parse("optimizer:\n  lr: 1\n  momentum: 0\n  lr: 2\n", "here")
 
 
+@pytest.mark.parametrize("text", ["? [a, b]\n: 1", "a: 0x_", "a: {? {b: 1} : 2}"])
+def test_odd_keys_and_numbers_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="here"):
+        parse(text, "here")
+
+
 def test_nothing_but_plain_values() -> None:
     with pytest.raises(InputError, match="plain YAML"):
         parse("!!python/object/apply:os.system ['true']", "here")

@@ -257,6 +257,21 @@ def test_filters(tmp_path: Path) -> None:
     assert rows(score=("test", "whole", "best", "f1"))[0]["score"] is None
 
 
+def test_the_runs_of_one_experiment_are_found_by_hash_and_seed(tmp_path: Path) -> None:
+    for number, (hash, seed) in enumerate((("aaaa", 0), ("aaaa", 1), ("aaaa", 1), ("bbbb", 1))):
+        run = create(tmp_path, seed=seed, hash=hash)
+        run.info["started"] = f"2026-01-0{number + 1}T00:00:00.000+00:00"
+        run._store()
+    ledger = Ledger(tmp_path)
+    rows = ledger.rows(hash="aaaa", seed=1)
+    assert [row["started"][:10] for row in rows] == ["2026-01-03", "2026-01-02"]
+    assert [ledger.find(row["id"]) for row in rows] == [tmp_path / row["path"] for row in rows]
+    assert len(ledger.rows(seed=1)) == 3
+    query = "SELECT * FROM runs WHERE hash >= 'a' AND hash < 'b' AND seed = 1 ORDER BY started DESC, id DESC"
+    found = ledger._do(lambda connection: connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall())
+    assert any("runs_by_hash" in row[-1] for row in found)
+
+
 def test_rows_and_scores_are_as_recorded(tmp_path: Path) -> None:
     run = create(tmp_path, difference={"optim.lr": 0.1})
     run.update(scores=SCORES)

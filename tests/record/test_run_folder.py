@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loguru import logger
 
 from anban.errors import InputError
-from anban.record import Ledger, RunFolder, find_runs, read_run
+from anban.record import Ledger, RunFolder, find_runs, readable
 from anban.record import run as run_module
 
 INFO: dict[str, object] = {
@@ -72,7 +73,21 @@ def test_two_starts_in_the_same_second_get_two_folders(
 
 
 @pytest.mark.parametrize(
-    "recipe", ["", "../up", "change/../../x", "/abs", "a//b", "a/.hidden", "a b", "a/b\n", "C:\\x"]
+    "recipe",
+    [
+        "",
+        "../up",
+        "change/../../x",
+        "/abs",
+        "a//b",
+        "a/.hidden",
+        "a b",
+        "a/b\n",
+        "C:\\x",
+        "_a",
+        "变\u3000化",
+        "变/",
+    ],
 )
 def test_a_recipe_id_cannot_leave_the_out_folder(tmp_path: Path, recipe: str) -> None:
     with pytest.raises(InputError, match="cannot name a folder"):
@@ -103,7 +118,7 @@ def test_update_and_finish_reach_file_and_ledger(tmp_path: Path) -> None:
     }
     run.update(scores=[score, {**score, "name": "iou", "value": float("nan")}], data={"fingerprint": "abc"})
     run.finish("failed", why="loss is NaN at step 3")
-    again = read_run(run.path)
+    again = RunFolder.open(run.path)
     assert (again.state, again.info["why"]) == ("failed", "loss is NaN at step 3")
     assert [s["value"] for s in again.info["scores"]] == [0.5, None]
     assert again.info["seconds"] >= 0
@@ -116,16 +131,16 @@ def test_update_and_finish_reach_file_and_ledger(tmp_path: Path) -> None:
 
 def test_an_update_keeps_what_another_process_added(tmp_path: Path) -> None:
     run = create(tmp_path)
-    read_run(run.path).update(efficiency={"macs": 5})
+    RunFolder.open(run.path).update(efficiency={"macs": 5})
     run.update(device="cpu")
-    assert read_run(run.path).info["efficiency"] == {"macs": 5}
+    assert RunFolder.open(run.path).info["efficiency"] == {"macs": 5}
 
 
 def test_adding_to_a_finished_run_does_not_change_its_time(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.finish("finished")
     seconds = run.info["seconds"]
-    later = read_run(run.path)
+    later = RunFolder.open(run.path)
     later._since -= 1000
     later.update(protocols={})
     assert later.info["seconds"] == seconds
@@ -180,22 +195,22 @@ time.sleep(60)
     with in_a_process(code, tmp_path) as process:
         assert process.stdout is not None
         path = Path(process.stdout.readline().strip())
-        assert read_run(path).state == "running"
+        assert RunFolder.open(path).state == "running"
         process.send_signal(signal.SIGKILL)
         # Dead but not yet waited for, it still has its pid, and counts as gone all the same.
         for _ in range(1000):
-            if read_run(path).state == "lost":
+            if RunFolder.open(path).state == "lost":
                 break
             time.sleep(0.01)
-        assert read_run(path).state == "lost"
-    run = read_run(path)
+        assert RunFolder.open(path).state == "lost"
+    run = RunFolder.open(path)
     assert (run.state, run.info["state"]) == ("lost", "running")
     assert [row["state"] for row in Ledger(tmp_path).rows()] == ["lost"]
     assert len(Ledger(tmp_path).rows(state="lost")) == 1
     assert Ledger(tmp_path).rows(state="running") == []
 
     run.resume(device="cpu")
-    again = read_run(path)
+    again = RunFolder.open(path)
     assert (again.state, again.info["pid"], len(again.info["resumed"])) == ("running", os.getpid(), 1)
     assert Ledger(tmp_path).rows(state="lost") == []
 
@@ -212,7 +227,7 @@ def test_the_time_goes_on_after_a_resume(tmp_path: Path) -> None:
     run = create(tmp_path)
     run._since -= 100
     run.log_metrics(5, 1.0, "val", "whole", {"f1": 0.1})
-    again = read_run(run.path)  # as after a kill: run.json knows nothing of the 100 seconds
+    again = RunFolder.open(run.path)  # as after a kill: run.json knows nothing of the 100 seconds
     again.resume()
     assert 100 <= again.elapsed < 200
     assert 100 <= again.info["seconds"] < 200
@@ -240,8 +255,8 @@ def test_a_batch_of_metrics_is_one_write(tmp_path: Path) -> None:
     run = create(tmp_path)
     code = """
 import sys
-from anban.record import read_run
-run = read_run(sys.argv[1])
+from anban.record import RunFolder
+run = RunFolder.open(sys.argv[1])
 for step in range(500):
     run.log_metrics(step, 0.0, sys.argv[2], None, dict.fromkeys("abc", 1.0))
 """
@@ -270,7 +285,7 @@ def test_a_torn_last_line_is_passed_over_also_once_the_run_goes_on(tmp_path: Pat
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "epoch": 0.2, "spl')
     assert [line["step"] for line in run.metrics()] == [1]
-    read_run(run.path).log_metrics(2, 0.2, "train", None, {"loss": 2.0})
+    RunFolder.open(run.path).log_metrics(2, 0.2, "train", None, {"loss": 2.0})
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
@@ -288,6 +303,7 @@ def test_samples_of_one_evaluation_replace_each_other(tmp_path: Path) -> None:
     line = {
         "split": "test",
         "protocol": "whole",
+        "checkpoint": "best",
         "name": "a.png",
         "counts": {"tn": 1},
         "scores": {"f1": None},
@@ -298,6 +314,66 @@ def test_samples_of_one_evaluation_replace_each_other(tmp_path: Path) -> None:
     assert [(s["protocol"], s["name"]) for s in run.samples()] == [("tiled", "a.png"), ("whole", "a.png")]
     assert run.samples(split="test", protocol="whole") == [line]
     assert run.samples(split="val") == []
+    run.log_samples([{**line, "checkpoint": "last"}])
+    assert [s["checkpoint"] for s in run.samples("test", "whole")] == ["best", "last"]
+    assert run.samples("test", "whole", "best") == [line]
+
+
+def test_a_stamp_belongs_to_its_split_and_the_best_checkpoint_counts(tmp_path: Path) -> None:
+    run = create(tmp_path, protocols={"test/whole": {"size": "8x8"}, "val/whole": {"size": "4x4"}})
+    assert [run.stamp(split, "whole") for split in ("test", "val", "train")] == [
+        {"size": "8x8"}, {"size": "4x4"}, None
+    ]  # fmt: skip
+    place = {"split": "test", "protocol": "whole", "name": "f1", "value": 1.0}
+    for seen, counts in ((["last"], "last"), (["step-5", "last"], "last"), (["best", "last"], "best")):
+        run.update(scores=[{**place, "checkpoint": name} for name in seen])
+        assert run.scored_checkpoint("test", "whole") == counts
+    assert run.scored_checkpoint("val", "whole") is None
+
+
+@pytest.mark.parametrize("recipe", ["local/变化检测", "local/été_2+b", "local/3d"])
+def test_a_recipe_may_be_named_in_any_script(tmp_path: Path, recipe: str) -> None:
+    run = create(tmp_path, recipe)
+    assert run.path.parent == tmp_path / recipe
+    assert Ledger(tmp_path).find(run.id) == run.path
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_a_full_disk_does_not_hide_why_a_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    run = create(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "write_atomically", full)
+    messages: list[str] = []
+    sink = logger.add(messages.append, level="WARNING", format="{message}")
+    run.finish(state, why="loss is NaN")
+    logger.remove(sink)
+    assert (run.info["state"], run.info["why"]) == (state, "loss is NaN")
+    assert len(messages) == 1
+    assert "No space left" in messages[0]
+    with pytest.raises(OSError, match="No space"):
+        run.finish("finished")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ['{"id": ', '{"format": "anban-run/1", "id": "x", "recipe": "r", "state": "failed", "seconds": "a"}'],
+)
+def test_one_damaged_record_does_not_block_the_others(tmp_path: Path, damage: str) -> None:
+    runs = [create(tmp_path, seed=seed) for seed in range(3)]
+    (runs[1].path / "run.json").write_text(damage)
+    messages: list[str] = []
+    sink = logger.add(messages.append, level="WARNING", format="{message}")
+    assert {run.id for run in readable(find_runs(tmp_path))} == {runs[0].id, runs[2].id}
+    logger.remove(sink)
+    assert len(messages) == 1
+    assert str(runs[1].path / "run.json") in messages[0]
+    with pytest.raises(InputError, match="no run folder"):
+        list(readable([tmp_path]))
 
 
 def test_the_second_user_of_a_folder_is_told_who_holds_it(tmp_path: Path) -> None:
@@ -316,8 +392,8 @@ def test_a_kill_frees_the_lock(tmp_path: Path) -> None:
     run = create(tmp_path)
     code = """
 import sys, time
-from anban.record import read_run
-with read_run(sys.argv[1]).lock():
+from anban.record import RunFolder
+with RunFolder.open(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -364,16 +440,16 @@ def test_a_copied_folder_can_be_read_and_has_no_ledger(tmp_path: Path) -> None:
     run = create(tmp_path / "out")
     away = tmp_path / "elsewhere"
     run.path.rename(away)
-    copy = read_run(away / "run.json")
+    copy = RunFolder.open(away / "run.json")
     copy.finish("interrupted")
     assert copy.out is None
-    assert read_run(away).state == "interrupted"
+    assert RunFolder.open(away).state == "interrupted"
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
 def test_a_file_name_that_is_not_text_can_be_recorded(tmp_path: Path) -> None:
     run = create(tmp_path, command="anban run data=caf\udce9")
-    assert read_run(run.path).info["command"] == "anban run data=caf\\udce9"
+    assert RunFolder.open(run.path).info["command"] == "anban run data=caf\\udce9"
     assert Ledger(tmp_path).rows()[0]["command"] == "anban run data=caf\\udce9"
 
 
@@ -381,7 +457,7 @@ def test_a_value_without_an_honest_form_is_refused(tmp_path: Path) -> None:
     run = create(tmp_path)
     with pytest.raises(TypeError, match="object"):
         run.update(device=object())
-    assert read_run(run.path).info["device"] is None
+    assert RunFolder.open(run.path).info["device"] is None
 
 
 def test_reading_records_needs_no_torch() -> None:

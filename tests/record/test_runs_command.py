@@ -44,7 +44,8 @@ def create(
     run.log_metrics(2, 1.0, "train", None, {"loss": 1.5})
     score = {"split": "test", "protocol": "whole", "checkpoint": "best", "name": "f1", "value": f1}
     run.update(
-        protocols={"whole": {**STAMP, "size": size}}, scores=[score, {**score, "name": "iou", "value": None}]
+        protocols={"test/whole": {**STAMP, "size": size}},
+        scores=[score, {**score, "name": "iou", "value": None}],
     )
     run.finish("finished")
     return run
@@ -139,7 +140,7 @@ def test_compare_puts_scores_and_recipes_side_by_side(tmp_path: Path) -> None:
     found = json.loads(printed("compare", a.id, b.id, "--json", "--out", tmp_path))
     assert found["runs"] == [a.id, b.id]
     assert found["mixed"] == []
-    assert found["protocols"] == {"whole": STAMP}
+    assert found["protocols"] == {"test/whole": STAMP}
     assert found["scores"][0] == {
         "split": "test",
         "protocol": "whole",
@@ -151,7 +152,7 @@ def test_compare_puts_scores_and_recipes_side_by_side(tmp_path: Path) -> None:
     lines = [line.split() for line in printed("compare", a.id, b.id, "--out", tmp_path).splitlines()]
     assert ["test", "whole", "best", "f1", "0.5", "0.625"] in lines
     assert ["optim.lr", "0.001", "0.01"] in lines
-    assert any(line[:1] == ["whole:"] and "256x256," in line for line in lines)
+    assert any(line[:1] == ["test/whole:"] and "256x256," in line for line in lines)
 
 
 def test_compare_refuses_to_mix_protocols_unless_told(tmp_path: Path) -> None:
@@ -160,11 +161,11 @@ def test_compare_refuses_to_mix_protocols_unless_told(tmp_path: Path) -> None:
     assert "256x256" in message
     assert "1024x1024" in message
     assert "--mix" in message
-    assert "CAUTION, protocols mixed: whole has size 256x256" in printed(
+    assert "CAUTION, protocols mixed: test/whole has size 256x256" in printed(
         "compare", a.id, b.id, "--mix", "--out", tmp_path
     )
     mixed = json.loads(printed("compare", a.id, b.id, "--mix", "--json", "--out", tmp_path))["mixed"]
-    assert mixed == [{"protocol": "whole", "key": "size", "values": ["256x256", "1024x1024"]}]
+    assert mixed == [{"protocol": "test/whole", "key": "size", "values": ["256x256", "1024x1024"]}]
 
 
 def test_compare_says_when_data_or_recipes_cannot_be_compared(tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def _write_run(
             {
                 "split": "test",
                 "protocol": "whole",
+                "checkpoint": "best",
                 "name": scene["name"],
                 "counts": counts,
                 "scores": scores_of(**counts),
@@ -398,7 +399,7 @@ def _run_json(
             "data_wait_share": 0.06,
             "peak_memory_mb": 1210.0,
         },
-        "protocols": {"whole": PROTOCOL},
+        "protocols": {"test/whole": PROTOCOL},
         "scores": [
             {"split": "test", "protocol": "whole", "checkpoint": "best", "name": name, "value": value}
             for name, value in scores.items()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fake_study import DEMO, FakeArm
 from PIL import Image
 
 from anban.errors import InputError
+from anban.record import RunFolder
 from anban.report import figures
 from anban.report.figures import CONVENTIONS, change_map, smoothed
 from anban.report.records import Arm, Run, Study, open_study
@@ -170,8 +172,10 @@ def test_curves_show_each_seed_faintly_and_the_mean_over_finished_ones(study_fil
 
 def test_the_last_of_repeated_lines_counts(tmp_path: Path) -> None:
     line = {"split": "train", "protocol": None, "name": "loss"}
-    run = Run(tmp_path, 0, "finished", metrics=[{**line, "step": 5, "value": 9.0}, {**line, "step": 5, "value": 1.0},
-                                               {**line, "step": 1, "value": None}])  # fmt: skip
+    points = ((5, 9.0), (5, 1.0), (1, None))
+    lines = [json.dumps({**line, "step": step, "value": value}) for step, value in points]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = Run(tmp_path, 0, "finished", record=RunFolder(tmp_path, {"id": "x", "recipe": "r"}))
     steps, values = run.series("train", "loss")
     assert steps.tolist() == [1, 5]
     assert np.isnan(values[0])
@@ -202,8 +206,14 @@ def test_differences_tell_the_verdict_in_words_and_shape(study_file: Path) -> No
 
 def test_confusion_shares_by_hand(tmp_path: Path) -> None:
     def run(**counts: int) -> Run:
-        lines = [{"split": "test", "protocol": "whole", "name": "x", "counts": counts}]
-        return Run(tmp_path, 0, "finished", samples=lines)
+        folder = tmp_path / "-".join(map(str, counts.values()))
+        folder.mkdir()
+        place = {"split": "test", "protocol": "whole", "checkpoint": "best"}
+        record = RunFolder(folder, {"id": folder.name, "recipe": "r", "scores": [{**place, "name": "f1"}]})
+        lines = [{**place, "name": "x", "counts": counts}]
+        # Those of another checkpoint are not what the scores say.
+        record.log_samples([*lines, {**lines[0], "checkpoint": "last", "counts": dict.fromkeys(counts, 9)}])
+        return Run(folder, 0, "finished", record=record)
 
     arm = Arm("a", "A", "r", {}, (run(tn=6, fp=2, fn=1, tp=3), run(tn=8, fp=0, fn=3, tp=1)))
     study = Study("i", "t", "q", "test", "whole", "f1", "a", (arm,))

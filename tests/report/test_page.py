@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from anban.cli.report import report as report_verb
 from anban.errors import InputError
 from anban.report import figures, write_report
-from anban.report.page import cautions, verdicts
+from anban.report.page import cautions, slug, verdicts
 from anban.report.records import Arm, Difference, Result, Run, Study, open_study
 
 
@@ -288,3 +288,76 @@ def test_reporting_never_imports_torch(small: Callable[..., Path], tmp_path: Pat
 def test_a_single_arm_has_nothing_to_compare(small: Callable[..., Path], tmp_path: Path) -> None:
     file = small((FakeArm("only", "Only", 0.6, "change/only"),))
     assert "nothing to compare it with" in write_report(file, tmp_path / "out").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("no_files")
+def test_only_an_untitled_base_takes_the_title_of_its_recipe(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = small(tuple(replace(arm, title="FC-Siam-diff") for arm in DEMO[:3]))
+    arms = json.loads(file.read_text())["arms"]
+    edit_json(file, arms=[{**arm, "title": arm["name"]} for arm in arms])
+    assert [arm.title for arm in open_study(file).arms] == ["FC-Siam-diff", "gated", "dice"]
+
+
+@pytest.mark.usefixtures("no_files")
+def test_a_failed_run_is_linked_even_if_its_record_is_damaged(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = small((replace(DEMO[0], fails=(1,)), replace(DEMO[1], fails=(0,))))
+    failed = [
+        Path(file.parent, run["path"]).resolve()
+        for arm in json.loads(file.read_text())["arms"]
+        for run in arm["runs"]
+        if run["state"] == "failed"
+    ]
+    (failed[0] / "run.json").write_text("{")
+    page = write_report(file, tmp_path / "out")
+    elements = Elements(page.read_text(encoding="utf-8"))
+    linked = [
+        (page.parent / unquote(link)).resolve() for link in elements.values("href", "a") if ".." in link
+    ]
+    assert set(failed) <= set(linked)
+    assert {f"run-{path.name}" for path in failed} <= set(elements.values("id"))
+
+
+@pytest.mark.usefixtures("no_files")
+def test_split_and_protocol_can_be_chosen(small: Callable[..., Path], tmp_path: Path) -> None:
+    import typer
+
+    file = small()
+    other = json.loads(file.read_text())["arms"][1]["runs"]
+    for run in other:
+        path = Path(file.parent, run["path"])
+        info = json.loads((path / "run.json").read_text())
+        place = {"split": "val", "protocol": "tiles-16"}
+        edit_json(
+            path / "run.json",
+            protocols={
+                "val/tiles-16": {**info["protocols"]["test/whole"], "name": "tiles-16", "split": "val"}
+            },
+            scores=[{**score, **place} for score in info["scores"]],
+        )
+        lines = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+        (path / "samples.jsonl").write_text("".join(json.dumps({**line, **place}) + "\n" for line in lines))
+    app = typer.Typer()
+    app.command()(report_verb)
+    options = ["--split", "val", "--protocol", "tiles-16", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [str(file), *options])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    why = "not evaluated on &#39;val&#39; under protocol &#39;tiles-16&#39;"
+    assert f"no run of {DEMO[0].title} is used" in text
+    assert why in text
+    assert "4 of 4 runs finished, 2 of them not used" in text
+    assert "None of its runs finished" not in text
+    # Of plain runs, the first decides.
+    table = (
+        write_report([Path(file.parent, run["path"]) for run in other], tmp_path / "runs").parent / "tables"
+    )
+    assert "split val, protocol tiles-16" in (table / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_arms_in_any_script_keep_their_own_anchors() -> None:
+    assert len({slug(name) for name in ("变化", "检测", "été")}) == 3
+    assert slug('x" onclick') == "x-onclick"

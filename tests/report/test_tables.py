@@ -205,7 +205,7 @@ def test_an_arm_without_a_finished_run_has_dashes(small: Callable[..., Path]) ->
     study = open_study(small((DEMO[0], replace(DEMO[1], fails=(0, 1)))))
     row = comparison_table(study).rows[1]
     assert row.cells["n"].value == 0
-    assert row.cells["f1"] == Cell(None, note="No run finished.")
+    assert row.cells["f1"] == Cell(None, note="None of its runs finished.")
     ablation = ablation_table(study)
     assert ablation is not None
     assert ablation.rows[1].cells["difference"].value is None
@@ -287,7 +287,7 @@ def test_mixed_protocols_are_refused_and_told_when_asked_for(small: Callable[...
     file = small()
     run = Path(file.parent, json.loads(file.read_text())["arms"][1]["runs"][0]["path"])
     protocols = json.loads((run / "run.json").read_text())["protocols"]
-    edit_json(run / "run.json", protocols={"whole": {**protocols["whole"], "size": "1024x1024"}})
+    edit_json(run / "run.json", protocols={"test/whole": {**protocols["test/whole"], "size": "1024x1024"}})
     with pytest.raises(InputError, match="protocol differs in size"):
         open_study(file)
     table = comparison_table(open_study(file, mix_protocols=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 
 from anban.errors import InputError
 from anban.metrics import binary_scores
-from anban.study.compare import _common_names, _Samples, compare, load_study, runs_as_study
+from anban.recipe.recipe import DESCRIPTION
+from anban.record import RunFolder
+from anban.study.compare import _common_names, _Samples, compare, experiment, load_study, runs_as_study
 
 COUNTS = ("tn", "fp", "fn", "tp")
+PLACE = {"split": "test", "protocol": "whole", "checkpoint": "best"}
 STAMP = {"name": "whole", "split": "test", "size": "16x16", "threshold": 0.5}
 
 
@@ -34,7 +38,8 @@ def write_run(
     info = {
         "format": "anban-run/1", "id": folder.name, "recipe": recipe, "title": recipe.title(), "task": "change",
         "hash": recipe[-6:], "base": None, "difference": {}, "state": "finished", "why": None, "seed": seed,
-        "data": {"root": "d", "fingerprint": "abc"}, "protocols": {"whole": STAMP},
+        "data": {"root": "d", "fingerprint": "abc"}, "protocols": {"test/whole": STAMP},
+        "scores": [{**PLACE, "name": "f1", "value": quality}],
         "progress": {"best": {"name": "f1"}},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps({**info, **changes}))
@@ -48,9 +53,7 @@ def write_run(
             "sharpness": float(index),
             "rmse": 1 - quality,
         }
-        lines.append(
-            {"split": "test", "protocol": "whole", "name": f"{index}.png", "counts": cells, "scores": scores}
-        )
+        lines.append({**PLACE, "name": f"{index}.png", "counts": cells, "scores": scores})
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -218,7 +221,7 @@ def test_nothing_finished_is_still_a_result(tmp_path):
 
 
 def protocol(run: Path) -> None:
-    edit(run, protocols={"whole": {**STAMP, "threshold": 0.4}})
+    edit(run, protocols={"test/whole": {**STAMP, "threshold": 0.4}})
 
 
 def fingerprint(run: Path) -> None:
@@ -297,7 +300,86 @@ def test_runs_as_study(tmp_path):
     result = compare(study, ["f1"], resamples=200)
     assert result["arms"][0]["metrics"]["f1"]["difference"]["value"] > 0.05
     assert runs_as_study(paths[:2]).base == "change/variant"
+    again = write_run(tmp_path / "b3", recipe="change/tiny", hash="third")
+    assert [arm.title for arm in runs_as_study([paths[2], again]).arms] == [
+        "Change/Tiny",
+        "Change/Tiny (third)",
+    ]
     with pytest.raises(InputError, match="no run"):
         runs_as_study([])
     with pytest.raises(InputError, match="no run folder"):
         runs_as_study([tmp_path])
+
+
+def rescore(run: Path, split: str, protocol: str) -> None:
+    """The run as if it had been evaluated on `split` under `protocol` only."""
+    place = {"split": split, "protocol": protocol}
+    info = json.loads((run / "run.json").read_text())
+    edit(
+        run,
+        protocols={f"{split}/{protocol}": STAMP},
+        scores=[{**score, **place} for score in info["scores"]],
+    )
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    (run / "samples.jsonl").write_text("".join(json.dumps({**line, **place}) + "\n" for line in lines))
+
+
+def test_runs_are_compared_where_the_first_finished_one_was_evaluated(tmp_path):
+    paths = [write_run(tmp_path / name, recipe=f"change/{name}") for name in ("failed", "val", "test")]
+    edit(paths[0], state="failed", why="no memory")
+    rescore(paths[1], "val", "tiles-256")
+    study = runs_as_study(paths)
+    assert (study.split, study.protocol) == ("val", "tiles-256")
+    result = compare(study, ["f1"], resamples=200)
+    assert [arm["n"] for arm in result["arms"]] == [0, 1, 0]
+    assert result["left_out"][1]["why"] == "not evaluated on 'val' under protocol 'tiles-256'"
+    for given in ({"split": "test"}, {"protocol": "whole"}):
+        study = runs_as_study(paths, **given)
+        assert (study.split, study.protocol) == ("test", "whole")
+    assert runs_as_study(paths[:1]).split == "test"
+
+
+def test_only_the_lines_of_the_scored_checkpoint_count(tmp_path):
+    one, two = (write_run(tmp_path / name) for name in ("one", "two"))
+    lines = [json.loads(line) for line in (one / "samples.jsonl").read_text().splitlines()]
+    last = [{**line, "checkpoint": "last", "counts": dict.fromkeys(COUNTS, 1)} for line in lines]
+    (one / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *last]))
+    scores = [{**PLACE, "checkpoint": name, "name": "f1", "value": 0.5} for name in ("best", "last")]
+    edit(one, scores=scores)
+    study = write_study(tmp_path, {"one": [one], "two": [two]})
+    found = [arm["metrics"]["f1"]["values"] for arm in compare(load_study(study), ["f1"])["arms"]]
+    assert found[0] == found[1]
+    edit(one, scores=scores[1:])
+    found = [arm["metrics"]["f1"]["values"] for arm in compare(load_study(study), ["f1"])["arms"]]
+    assert found[0] == [0.5]
+
+
+def test_a_damaged_run_does_not_block_the_others(tmp_path):
+    paths = [write_run(tmp_path / name, recipe=f"change/{name}") for name in ("one", "two")]
+    (paths[0] / "run.json").write_text("{")
+    assert [arm.name for arm in runs_as_study(paths).arms] == ["change/two"]
+    with pytest.raises(InputError, match="no run to report"):
+        runs_as_study(paths[:1])
+
+
+def test_an_end_the_disk_did_not_take_is_told_by_the_study(tmp_path):
+    lost = write_run(
+        tmp_path / "lost", state="running", host=socket.gethostname(), pid=os.getpid(), process="x:1"
+    )
+    study = write_study(tmp_path, {"one": [lost]})
+    info = json.loads((study / "study.json").read_text())
+    info["arms"][0]["runs"][0] |= {"state": "failed", "why": "disk full"}
+    (study / "study.json").write_text(json.dumps(info))
+    (run,) = load_study(study).arms[0].runs
+    assert (run.state, run.why) == ("failed", "disk full")
+    assert run.record is not None
+
+
+def test_what_describes_a_recipe_is_no_part_of_the_experiment(tmp_path):
+    run = write_run(tmp_path / "one")
+    text = (
+        "".join(f"{key}: x\n" for key in DESCRIPTION)
+        + "seed: 3\nmachine: {workers: 2}\nmodel: {name: m, k: 1e-3}\n"
+    )
+    (run / "recipe.yaml").write_text(text)
+    assert experiment(RunFolder.open(run)) == {"model.name": "m", "model.k": 0.001}

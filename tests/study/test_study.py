@@ -91,12 +91,17 @@ def test_a_run_compared_with_itself_is_not_distinguishable(
     ("change", "message"),
     [
         (("no-flip: {title: without flips, set: {augment.flip: null}}", "twin: {}"), "same experiment"),
-        (("arms:", "armes:"), "'armes'"),
+        (("arms:", "armes:"), "did you mean 'study.arms'"),
         (("recipe: change/demo-tinycd", "recipe: change/demo-tinycdd"), "did you mean 'change/demo-tinycd'"),
         (("set: {augment.flip: null}", "sett: {augment.flip: null}"), "did you mean 'arms.no-flip.set'"),
         (("augment.flip", "augmnt.flip"), "'augmnt'"),
-        (("seeds: 2", "seeds: []"), "No seed"),
-        (("base: change/demo-fc-siam-diff", "base: null"), "No base"),
+        (("seeds: 2", "seeds: []"), "study.seeds"),
+        (("base: change/demo-fc-siam-diff", "base: null"), "study.base"),
+        (("seeds: 2", "seeds: two"), "study.seeds"),
+        (("seeds: 2", "seeds: [1, 1]"), "given twice"),
+        (("seeds: 2", "seeds: 2\ncompare: {metrc: f1}"), "did you mean 'compare.metric'"),
+        (("seeds: 2", "seeds: 2\ncompare: {split: vall}"), "not evaluated on split 'vall'"),
+        (("arms:", "set: [a]\narms:"), "study.set"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(file: Path, change: tuple[str, str], message: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import operator
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +23,11 @@ from anban.data.draws import derive, drawing_from
 from anban.data.images import read_label, read_rgb
 from anban.data.tiles import grid, pad_reflect
 from anban.errors import InputError
+from anban.recipe.schema import Count, Positive
 from anban.tasks.change.labels import Coding, LabelReport, decode_label, sniff_labels
 from anban.tasks.change.layouts import LayoutName, Pair, find_layout, find_pairs, in_threads
+
+ROLES = ("train", "val", "test")
 
 _MIB = 2**20
 _BYTES_PER_PIXEL = 7  # two dates of three bytes and a label of one
@@ -57,24 +61,20 @@ class ChangeData:
         train: str | None = "train",
         val: str | None = "val",
         test: str | None = "test",
-        limit: Annotated[int, Ge(1)] | None = None,
-        tile: Annotated[int, Ge(1)] | None = None,
+        limit: Count | None = None,
+        tile: Count | None = None,
         tile_overlap: Annotated[int, Ge(0)] = 0,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225),
         cache: bool | None = None,
         cache_mb: Annotated[int, Ge(0)] = 1024,
         overlap: Literal["refuse", "warn"] = "refuse",
     ):
-        if tile is not None and not 0 <= tile_overlap < tile:
+        if tile is not None and tile_overlap >= tile:
             raise InputError(
                 f"tiles of {tile} pixels that share {tile_overlap}",
                 where="data.tile_overlap",
                 expected=f"0 to {tile - 1} pixels",
-            )
-        if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
-            raise InputError(
-                f"mean {mean}, std {std}", where="data.std", expected="three numbers each, std above 0"
             )
         self.root = Path(root).expanduser().absolute()
         self.layout, self.coding = layout, labels
@@ -84,14 +84,21 @@ class ChangeData:
         self.cache, self.cache_mb, self.overlap = cache, cache_mb, overlap
         self._pairs: dict[str, list[Pair]] = {}
         self._reports: dict[str, LabelReport] = {}
-        self._decoded: dict[str, list[Decoded]] = {}
+        self._pictures: dict[str, Pictures] = {}
 
     def pairs(self, split: str) -> list[Pair]:
         """The pairs of a role ("train", "val", "test") or of any other split, checked by their headers.
 
         Raises:
-            InputError: see `anban.tasks.change.layouts.find_pairs`.
+            InputError: a role that is null; and see `anban.tasks.change.layouts.find_pairs`.
         """
+        if split in ROLES and split not in self.roles:
+            raise InputError(
+                f"The role '{split}' is left out: data.{split} is null.",
+                where=f"data.{split}",
+                expected="a split's name or a list file, since this split is asked for",
+                do=f"set data.{split}, or ask for one of {', '.join(self.roles) or 'the splits of the folder'}",
+            )
         if split not in self._pairs:
             pairs = find_pairs(self.root, self.roles.get(split, split), self.layout)
             self._pairs[split] = _spread(pairs, self.limit)
@@ -149,24 +156,29 @@ class ChangeData:
         }
 
     def dataset(
-        self, split: str, augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None, seed: int = 0
+        self,
+        split: str,
+        augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        seed: int = 0,
+        *,
+        tiled: bool = False,
     ) -> ChangeDataset:
-        """The samples of a role or split. In the role "train" they are tiles if `tile` is set."""
+        """The samples of a role or split: whole scenes, or with `tiled` the tiles of `tile` pixels if it is set."""
         pairs, coding = self.pairs(split), self.label_report(split).coding
         pixels = sum(height * width for height, width in (pair.size or (0, 0) for pair in pairs))
         keep = self.cache if self.cache is not None else pixels * _BYTES_PER_PIXEL < self.cache_mb * _MIB
-        if keep and split not in self._decoded:
-            self._decoded[split] = in_threads(lambda pair: _decode(pair, coding), pairs)
+        if keep and split not in self._pictures:
+            self._pictures[split] = Pictures(pairs, coding)
         return ChangeDataset(
             pairs,
             coding,
             mean=self.mean,
             std=self.std,
-            tile=self.tile if split == "train" else None,
+            tile=self.tile if tiled else None,
             tile_overlap=self.tile_overlap,
             augment=augment,
             seed=seed,
-            decoded=self._decoded.get(split),
+            pictures=self._pictures.get(split),
         )
 
     def _check_overlap(self, splits: Mapping[str, list[Pair]]) -> list[str]:
@@ -223,12 +235,12 @@ class ChangeDataset(Dataset[dict[str, Any]]):
         tile_overlap: int = 0,
         augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         seed: int = 0,
-        decoded: list[Decoded] | None = None,
+        pictures: Pictures | None = None,
     ):
         self.pairs, self.coding, self.tile = list(pairs), coding, tile
         self.augment, self.seed = augment, seed
         self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
-        self._decoded = decoded
+        self._pictures = pictures
         self.units: list[tuple[int, tuple[int, int] | None]] = []
         for number, pair in enumerate(self.pairs):
             corners = grid(*(pair.size or (0, 0)), tile, tile - tile_overlap) if tile else [None]
@@ -241,7 +253,7 @@ class ChangeDataset(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (None, key)
         number, corner = self.units[operator.index(index)]
         pair = self.pairs[number]
-        a, b, label = self._decoded[number] if self._decoded else _decode(pair, self.coding)
+        a, b, label = _decode(pair, self.coding) if self._pictures is None else self._pictures[number]
         name = pair.name
         if self.tile and corner is not None:
             a, b = (_cut(x, corner, self.tile) for x in (a, b))
@@ -260,6 +272,46 @@ class ChangeDataset(Dataset[dict[str, Any]]):
             # A copy: what is handed out must not be the cache itself.
             sample["label"] = sample["label"].as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
         return sample | {"name": name}
+
+
+class Pictures:
+    """The decoded pictures of pairs, in one tensor however many there are.
+
+    A tensor that is sent to a worker process costs an open file there; with one per picture a few hundred pairs
+    would exceed what a system allows.
+
+    Args:
+        pairs: with their sizes known.
+
+    Raises:
+        InputError: a file is damaged, or has changed since the pairs were checked.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], coding: str):
+        self.shapes = [(*(pair.size or (0, 0)), pair.label is not None) for pair in pairs]
+        bytes_each = [height * width * (7 if labelled else 6) for height, width, labelled in self.shapes]
+        self.starts = [0, *accumulate(bytes_each)]
+        self.values = torch.empty(self.starts[-1], dtype=torch.uint8)
+
+        def fill(number: int) -> None:
+            for place, picture in zip(self[number], _decode(pairs[number], coding), strict=True):
+                if place is None or picture is None:
+                    continue
+                if place.shape != picture.shape:
+                    raise InputError(
+                        f"{picture.shape[-2]}x{picture.shape[-1]} pixels, {place.shape[-2]}x{place.shape[-1]} before",
+                        where=pairs[number].a,
+                        do="the file changed since it was checked",
+                    )
+                place.copy_(picture)
+
+        in_threads(fill, range(len(pairs)))
+
+    def __getitem__(self, number: int) -> Decoded:
+        """Views: a, b (3, H, W), label (H, W) or None."""
+        height, width, labelled = self.shapes[number]
+        pixels = self.values[self.starts[number] : self.starts[number + 1]].view(-1, height, width)
+        return pixels[:3], pixels[3:6], pixels[6] if labelled else None
 
 
 def overlaps(splits: Mapping[str, list[Pair]]) -> list[tuple[str, str, str, Path]]:

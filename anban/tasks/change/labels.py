@@ -125,8 +125,6 @@ def _coding(
     def refuse(reason: str, do: str, expected: str = "0 and 1, or 0 and 255") -> InputError:
         return InputError(f"{reason}; {_seen(values)}", where=where, expected=expected, do=do)
 
-    if required not in ("auto", "0/1", "0/255", "soft"):
-        raise InputError(f"unknown label coding '{required}'", expected="auto, 0/1, 0/255 or soft")
     if present == {0}:
         return ("0/255" if required == "auto" else required), []  # type: ignore[return-value]
     if present <= {0, 1}:

@@ -46,7 +46,7 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class Pair:
-    """One scene at two dates: `a` earlier, `b` later, `label` None where it is not needed and not there.
+    """One scene at two dates: `a` earlier, `b` later, `label` None where it is not needed.
 
     `name` is the file name of `a`; `size` (height, width) in pixels, None until the headers were read.
     """
@@ -89,8 +89,8 @@ class Layout:
         return sorted(names, key=lambda name: (_ORDER.get(name, len(_ORDER)), name))
 
 
-def find_layout(root: str | Path, layout: LayoutName = "auto") -> Layout:
-    """Look at the folders and list files under `root` (file names only for `prefix`).
+def find_layout(root: str | Path, layout: LayoutName = "auto", *, labels: bool = True) -> Layout:
+    """Look at the folders and list files under `root` (file names only for `prefix`); `labels` as in `find_pairs`.
 
     Raises:
         InputError: no such folder, no known layout, a layout other than the one named, or semantic labels.
@@ -103,8 +103,9 @@ def find_layout(root: str | Path, layout: LayoutName = "auto") -> Layout:
             where=root,
             do="set data.root to the data set's folder",
         )
-    flat = _folders(root)
-    by_split = {} if flat else {_split_name(sub): got for sub in _subfolders(root) if (got := _folders(sub))}
+    flat = _folders(root, labels)
+    inside = [] if flat else _subfolders(root)
+    by_split = {_split_name(sub): got for sub in inside if (got := _folders(sub, labels))}
     lists = _lists(root)
     if flat is None and not by_split:
         raise _unknown(root)
@@ -120,13 +121,6 @@ def find_layout(root: str | Path, layout: LayoutName = "auto") -> Layout:
     if layout not in ("auto", kind):
         possible = {"lists": bool(flat and lists), "prefix": bool(flat), "flat": bool(flat)}
         possible |= {"split-folders": bool(by_split), "split-lists": bool(by_split and lists)}
-        if layout not in possible:
-            near = difflib.get_close_matches(layout, possible, n=1, cutoff=0)[0]
-            raise InputError(
-                f"unknown layout '{layout}'",
-                expected=", ".join(["auto", *possible]),
-                do=f"did you mean '{near}'?",
-            )
         if not possible[layout]:
             raise InputError(
                 f"the folder is laid out as '{kind}', not '{layout}'", where=root, do="use layout auto"
@@ -145,7 +139,7 @@ def find_pairs(
     split: str = "all",
     layout: LayoutName = "auto",
     *,
-    labels_required: bool = True,
+    labels: bool = True,
     headers: bool = True,
 ) -> list[Pair]:
     """The pairs of a split, sorted by name, all of them there and (by their headers) fit to be read.
@@ -154,14 +148,14 @@ def find_pairs(
         root: the data set's folder.
         split: a split's name; "all" for every pair of folders that lie flat; or the path of a list file.
         layout: how the folder is laid out; "auto" looks.
-        labels_required: False gives pairs without labels where there are none, for prediction.
+        labels: False leaves them out and does not look at them, for prediction.
         headers: False skips opening the files, so sizes and truncation stay unchecked.
 
     Raises:
         InputError: the first thing found wrong: an unknown layout or split, an empty split or list, a missing
             or doubled file, dates or label of different size, a file that is truncated or not 8-bit RGB.
     """
-    pairs, problems = scan(find_layout(root, layout), split, labels_required=labels_required)
+    pairs, problems = scan(find_layout(root, layout, labels=labels), split, labels=labels)
     if not problems and headers:
         pairs, problems = check_headers(pairs)
     if problems:
@@ -169,7 +163,7 @@ def find_pairs(
     return pairs
 
 
-def scan(layout: Layout, split: str, *, labels_required: bool = True) -> tuple[list[Pair], list[InputError]]:
+def scan(layout: Layout, split: str, *, labels: bool = True) -> tuple[list[Pair], list[InputError]]:
     """The complete pairs of a split, and everything that is wrong with the others; see `find_pairs`.
 
     Raises:
@@ -193,7 +187,7 @@ def scan(layout: Layout, split: str, *, labels_required: bool = True) -> tuple[l
         else:
             raise _no_split(layout, split)
         where = folders.a.parent
-    if labels_required and folders.label is None:
+    if labels and folders.label is None:
         raise InputError(
             f"no label folder beside {folders.a.name} and {folders.b.name}",
             where=folders.a.parent,
@@ -201,7 +195,9 @@ def scan(layout: Layout, split: str, *, labels_required: bool = True) -> tuple[l
             do="add the labels; prediction alone needs none",
         )
 
-    roles = {"a": folders.a, "b": folders.b} | ({"label": folders.label} if folders.label else {})
+    roles = {"a": folders.a, "b": folders.b}
+    if labels and folders.label is not None:
+        roles["label"] = folders.label
     files: dict[str, dict[str, Path]] = {}
     for role, folder in roles.items():
         files[role], doubled = _index(folder)
@@ -210,12 +206,7 @@ def scan(layout: Layout, split: str, *, labels_required: bool = True) -> tuple[l
         files = {
             r: {s: p for s, p in got.items() if re.match(rf"{split}[_-]", s)} for r, got in files.items()
         }
-    if wanted is None:
-        stems = sorted(
-            set(files["a"]) | set(files["b"]) | (set(files["label"]) if labels_required else set())
-        )
-    else:
-        stems = wanted
+    stems = sorted(set().union(*files.values())) if wanted is None else wanted
     if not stems and not problems:
         message = "the list is empty" if list_file else f"split '{split}' holds no pictures"
         problems.append(
@@ -223,11 +214,10 @@ def scan(layout: Layout, split: str, *, labels_required: bool = True) -> tuple[l
                 message, where=where, expected="at least one pair", do="fill it, or name another split"
             )
         )
-    required = ["a", "b"] + (["label"] if labels_required else [])
-    problems += _missing(stems, files, roles, required, list_file)
-    complete = [stem for stem in stems if all(stem in files[role] for role in required)]
-    labels = files.get("label", {})
-    pairs = [Pair(files["a"][s].name, files["a"][s], files["b"][s], labels.get(s)) for s in complete]
+    problems += _missing(stems, files, roles, list_file)
+    complete = [stem for stem in stems if all(stem in found for found in files.values())]
+    masks = files.get("label", {})
+    pairs = [Pair(files["a"][s].name, files["a"][s], files["b"][s], masks.get(s)) for s in complete]
     return sorted(pairs, key=lambda pair: pair.name), problems
 
 
@@ -276,14 +266,14 @@ def _split_name(path: Path) -> str:
     return _ALIASES.get(name.lower(), name.lower() if name.lower() in _ORDER else name)
 
 
-def _folders(folder: Path) -> Folders | None:
+def _folders(folder: Path, look_at_labels: bool) -> Folders | None:
     """The date and label folders directly inside `folder`, or None."""
     inside = {sub.name.lower(): sub for sub in _subfolders(folder)}
     dates = [(inside[a], inside[b]) for a, b in _DATES if a in inside and b in inside]
     if not dates:
         return None
-    labels = [inside[name] for name in _LABELS if name in inside]
-    semantic = [inside[name].name for name in _SEMANTIC if name in inside]
+    labels = [inside[name] for name in _LABELS if name in inside and look_at_labels]
+    semantic = [inside[name].name for name in _SEMANTIC if name in inside and look_at_labels]
     if semantic and not labels:
         raise InputError(
             f"semantic change labels, one class map per date ({', '.join(semantic)}), as in SECOND",
@@ -393,16 +383,15 @@ def _missing(
     stems: list[str],
     files: dict[str, dict[str, Path]],
     folders: dict[str, Path],
-    required: list[str],
     list_file: Path | None,
 ) -> list[InputError]:
-    counts = ", ".join(f"{folders[role].name} {len(files[role])}" for role in required)
+    counts = ", ".join(f"{folders[role].name} {len(files[role])}" for role in files)
     problems = []
-    for role in required:
+    for role in files:
         absent = [stem for stem in stems if stem not in files[role]]
         if not absent:
             continue
-        partner = next((files[r][absent[0]].name for r in required if absent[0] in files[r]), absent[0])
+        partner = next((files[r][absent[0]].name for r in files if absent[0] in files[r]), absent[0])
         found = f"{len(absent)} of {len(stems)}"
         if list_file is not None:
             what = f"the list names files missing from {folders[role].name}: {found}, first '{absent[0]}'"
@@ -412,7 +401,7 @@ def _missing(
             InputError(
                 f"{what} (files: {counts})",
                 where=list_file or folders[role] / partner,
-                expected=f"the same names in {', '.join(folders[role].name for role in required)}",
+                expected=f"the same names in {', '.join(folder.name for folder in folders.values())}",
                 do="copy the missing files"
                 + (", or take the names off the list" if list_file else ", or remove their partners"),
             )
@@ -450,7 +439,7 @@ def _no_split(layout: Layout, split: str) -> InputError:
 
 def _unknown(root: Path) -> InputError:
     names = [sub.name for sub in _subfolders(root)]
-    nested = [sub for sub in _subfolders(root) if any(_folders(inner) for inner in _subfolders(sub))]
+    nested = [sub for sub in _subfolders(root) if any(_folders(inner, False) for inner in _subfolders(sub))]
     return InputError(
         f"no known layout; folders found: {_some(names) or 'none'}",
         where=root,

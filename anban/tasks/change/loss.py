@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Interval
 from torch import Tensor
 
 from anban.errors import InputError
@@ -37,7 +36,7 @@ class DeepSupervision:
             centres (nearest), which is cheaper and loses objects smaller than an output pixel.
     """
 
-    weights: list[Annotated[float, Interval(ge=0)]] = field(default_factory=lambda: [1.0])
+    weights: list[NonNegative] = field(default_factory=lambda: [1.0])
     resize: Literal["logits", "label"] = "logits"
 
     def of(self, count: int) -> list[float]:

@@ -22,10 +22,11 @@ from anban.data.draws import derive
 from anban.data.images import read_label, read_rgb
 from anban.data.tiles import pad_to_multiple
 from anban.errors import InputError
-from anban.recipe.schema import Arguments, Choice, Section, Share, pick
-from anban.tasks.change.data import ChangeData, ChangeDataset, common_size
+from anban.metrics import SCORES
+from anban.recipe.schema import Arguments, Choice, Section, Share, pick, unknown
+from anban.tasks.change.data import ROLES, ChangeData, ChangeDataset, common_size
 from anban.tasks.change.labels import decode_label
-from anban.tasks.change.layouts import Pair, find_pairs
+from anban.tasks.change.layouts import Pair, find_layout, find_pairs
 from anban.tasks.change.loss import LOSS_SECTION, ChangeLoss, DeepSupervision, margin
 from anban.tasks.change.metric import CLASSES, COUNTS, SELECT, counts, sample_record, score
 from anban.tasks.change.models import MODELS
@@ -36,7 +37,7 @@ from anban.tasks.contract import LOOP_SECTIONS, Task
 NETWORKS = {f"change/{name}": address for name, address in MODELS.items()}
 
 SECTIONS: dict[str, Section] = {
-    "data": Arguments("anban.tasks.change.data:ChangeData"),
+    "data": Arguments("anban.tasks.change.data:ChangeData", places=("root",), means=("cache", "cache_mb")),
     "augment": AUGMENT_SECTION,
     "model": Choice(NETWORKS),
     "loss": LOSS_SECTION,
@@ -63,14 +64,21 @@ class Evaluation:
     shown: Annotated[int, Ge(0)] = 6
 
     def __post_init__(self) -> None:
+        known: dict[str, str] = {}
         for protocol in self.protocols:
-            parse_protocol(protocol)
+            name = parse_protocol(protocol).name
+            if name in known:
+                raise InputError(f"'{known[name]}' and '{protocol}' are the same protocol, {name}.",
+                                 where="eval.protocols", expected="every protocol once")  # fmt: skip
+            known[name] = protocol
 
 
 class ChangeTask(Task):
     """The change-detection task as the loop sees it."""
 
     select = SELECT
+    scores = SCORES
+    scale = 100.0
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
@@ -80,7 +88,41 @@ class ChangeTask(Task):
         parse_protocol(config["train"]["validate"])
 
     def check_data(self) -> dict[str, Any]:
-        return self.data.check()
+        report = self.data.check()
+        self._check_training_sizes()
+        for split in self.evaluation.splits:
+            self._check_evaluated(split)
+        return report
+
+    def _check_training_sizes(self) -> None:
+        augment = self.config["augment"]
+        # A step from elsewhere may well bring all samples to one size.
+        stackable = any(name in ("crop", "resize") or ":" in name for name in augment)
+        if "train" not in self.data.roles or self.data.tile is not None or stackable:
+            return
+        pairs = self.data.pairs("train")
+        if common_size(pairs) == "mixed":
+            sizes = sorted({f"{pair.size[0]}x{pair.size[1]}" for pair in pairs if pair.size})
+            raise InputError(f"The training scenes differ in size: {', '.join(sizes[:8])}.", where=self.data.root,
+                             expected="scenes of one size, which can be stacked to a batch",
+                             do="add augment.crop.size or data.tile")  # fmt: skip
+
+    def _check_evaluated(self, split: str) -> None:
+        try:
+            self.data.pairs(split)
+        except InputError as error:
+            if split in ROLES:
+                raise InputError(error.what, where=f"eval.splits ({split})", expected=error.expected,
+                                 do=f"set data.{split}, or take it out of eval.splits") from None  # fmt: skip
+            found = find_layout(self.data.root, self.data.layout).splits
+            if split in found or split.endswith(".txt"):
+                raise
+            raise unknown("split", split, {*self.data.roles, *found}, "eval.splits") from None
+        self.data.label_report(split)
+
+    def has_split(self, split: str) -> bool:
+        """Whether a split may be asked for: a role that the recipe sets to null may not."""
+        return split not in ROLES or split in self.data.roles
 
     def build_networks(self) -> None:
         arguments = dict(self.config["model"])
@@ -88,12 +130,14 @@ class ChangeTask(Task):
         self.modules["model"] = network
 
     def training_data(self) -> Dataset[Any]:
-        return self.data.dataset("train", build_augment(self.config["augment"]), self.config["seed"])
+        augment = build_augment(self.config["augment"])
+        return self.data.dataset("train", augment, self.config["seed"], tiled=True)
 
     def evaluation_data(self, split: str) -> Dataset[Any]:
         return self.data.dataset(split)
 
-    def collate(self, samples: Sequence[Any]) -> Any:
+    @staticmethod  # it is sent to worker processes, without the task and its networks
+    def collate(samples: Sequence[Any]) -> Any:
         return default_collate(list(samples))
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -117,6 +161,7 @@ class ChangeTask(Task):
         self, model: nn.Module, batch: Any, protocol: str
     ) -> list[tuple[dict[str, Any], np.ndarray]]:
         probability = self.probability(model, batch["a"], batch["b"], protocol)
+        _refuse_nan(probability, batch["name"])
         table = counts(probability, batch["label"], self.evaluation.threshold).cpu().tolist()
         maps = (255 * probability[:, 0]).round().to(torch.uint8).cpu().numpy()
         return [
@@ -186,30 +231,47 @@ class ChangeTask(Task):
     def predict(
         self, model: nn.Module, inputs: Sequence[Path], out: Path, protocol: str, device: torch.device
     ) -> Iterator[Path]:
-        """Two pictures A B, or folders that each hold A and B: `<name>.png` (0/255) and `<name>_probability.png`."""
-        for pair in self._unlabelled(inputs):
-            sample = ChangeDataset([pair], "0/255", mean=self.data.mean, std=self.data.std)[0]
-            a, b = (sample[date][None].to(device) for date in ("a", "b"))
-            probability = self.probability(model, a, b, protocol)[0, 0].cpu().numpy()
-            mask = (probability > self.evaluation.threshold).astype(np.uint8)
-            out.mkdir(parents=True, exist_ok=True)
-            stem = Path(pair.name).stem
-            for name, picture in ((stem, 255 * mask), (f"{stem}_probability", np.rint(255 * probability))):
-                Image.fromarray(picture.astype(np.uint8)).save(out / f"{name}.png")
-                yield out / f"{name}.png"
+        """Two pictures A B, or folders that each hold A and B: `<name>.png` (0/255) and `<name>_probability.png`.
 
-    def _unlabelled(self, inputs: Sequence[Path]) -> list[Pair]:
+        With several folders, those of each go to a folder of its name under `out`. Layout in memory and precision are
+        those of an evaluation.
+        """
+        last = torch.channels_last if self.config["machine"]["channels_last"] else torch.preserve_format
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config["train"]["precision"])
+        for place, pair in self._unlabelled(inputs):
+            dataset = ChangeDataset([pair], "0/255", mean=self.data.mean, std=self.data.std)
+            batch = self.collate([dataset[0]])
+            a, b = (batch[date].to(device, memory_format=last) for date in ("a", "b"))
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                scene = self.probability(model, a, b, protocol)
+            _refuse_nan(scene, [pair.name])
+            probability = scene[0, 0].cpu().numpy()
+            mask = (probability > self.evaluation.threshold).astype(np.uint8)
+            folder, stem = out / place, Path(pair.name).stem
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, picture in ((stem, 255 * mask), (f"{stem}_probability", np.rint(255 * probability))):
+                Image.fromarray(picture.astype(np.uint8)).save(folder / f"{name}.png")
+                yield folder / f"{name}.png"
+
+    def _unlabelled(self, inputs: Sequence[Path]) -> list[tuple[str, Pair]]:
+        """Pairs without labels, each with the folder under `out` that its maps belong to."""
         files = [path for path in inputs if not path.is_dir()]
         if len(files) == 2 == len(inputs):
             a, b = (read_rgb(path) for path in files)
             if a.shape != b.shape:
                 raise InputError(f"The two dates are {a.shape[:2]} and {b.shape[:2]} pixels.", where=files[1],
                                  expected="two pictures of one size")  # fmt: skip
-            return [Pair(files[1].name, files[0], files[1], None, a.shape[:2])]
+            return [("", Pair(files[1].name, files[0], files[1], None, a.shape[:2]))]
         if files:
             raise InputError(f"Found {len(files)} files among {len(inputs)} inputs.", where=files[0],
                              expected="two pictures A B, or folders that hold A and B")  # fmt: skip
-        return [pair for folder in inputs for pair in find_pairs(folder, "all", labels_required=False)]
+        places = [folder.resolve().name if len(inputs) > 1 else "" for folder in inputs]
+        if repeated := [place for place in places if places.count(place) > 1]:
+            raise InputError(f"Several folders are called '{repeated[0]}'.", where=inputs[places.index(repeated[0])],
+                             expected="folders of different names, after which the maps' folders are named",
+                             do="predict them one by one")  # fmt: skip
+        found = [find_pairs(folder, "all", labels=False) for folder in inputs]
+        return [(place, pair) for place, pairs in zip(places, found, strict=True) for pair in pairs]
 
     def _scene(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Both dates (H, W, 3) uint8 and the label (H, W) of 0 and 1."""
@@ -222,6 +284,12 @@ class ChangeTask(Task):
         generator = torch.Generator().manual_seed(derive("example"))
         a, b = torch.randn(2, 1, 3, 256, 256, generator=generator)
         return a, b
+
+
+def _refuse_nan(probability: Tensor, names: Sequence[str]) -> None:
+    for scene, name in zip(probability, names, strict=True):
+        if not torch.isfinite(scene).all():
+            raise RuntimeError(f"the network gives NaN for {name}")
 
 
 TASK = ChangeTask

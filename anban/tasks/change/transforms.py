@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -19,12 +19,11 @@ from torchvision.transforms.v2 import functional as F
 
 from anban.data.tiles import pad_reflect
 from anban.errors import InputError
-from anban.recipe.schema import Collection, bind, pick
+from anban.recipe.schema import Collection, Count, Positive, Share, bind, pick
 
 Sample = dict[str, Any]
 Step = Callable[[Sample], Sample]
-Probability = Annotated[float, Interval(ge=0, le=1)]
-Pixels = Annotated[int, Ge(1)]
+_Area = Annotated[float, Interval(gt=0, le=1)]  # share of the picture
 
 # Name in a recipe -> address. The order is that of application, whatever the order in a recipe: geometry that
 # needs the whole picture, then the crop, then cheap geometry, then light, then what hides pixels.
@@ -89,7 +88,7 @@ class Augment:
 class Resize:
     """Bring every sample to `size` x `size` pixels: dates bilinear, antialiased; the label nearest."""
 
-    def __init__(self, size: Pixels):
+    def __init__(self, size: Count):
         self.resize = v2.Resize([size, size], antialias=True)
 
     def __call__(self, sample: Sample) -> Sample:
@@ -99,11 +98,9 @@ class Resize:
 class Scale:
     """Resample all three by one factor drawn uniformly from `ratio`. Needs a crop after it."""
 
-    def __init__(self, ratio: tuple[float, float] = (0.5, 2.0)):
-        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
-            raise InputError(
-                f"ratio {tuple(ratio)}", expected="(smallest, largest) with 0 < smallest <= largest"
-            )
+    def __init__(self, ratio: tuple[Positive, Positive] = (0.5, 2.0)):
+        if ratio[0] > ratio[1]:
+            raise InputError(f"ratio {tuple(ratio)}", expected="(smallest, largest)")
         self.ratio = ratio
 
     def __call__(self, sample: Sample) -> Sample:
@@ -118,7 +115,7 @@ class Shift:
     The label stays with the ground. What comes in at the border is mirrored.
     """
 
-    def __init__(self, pixels: Pixels = 2, p: Probability = 0.5):
+    def __init__(self, pixels: Count = 2, p: Share = 0.5):
         self.pixels, self.p = pixels, p
 
     def __call__(self, sample: Sample) -> Sample:
@@ -139,7 +136,7 @@ class Crop:
     With `keep_change`, up to `tries` places are drawn until the window holds change; failing that, the last.
     """
 
-    def __init__(self, size: Pixels, keep_change: bool = False, tries: Annotated[int, Ge(1)] = 10):
+    def __init__(self, size: Count, keep_change: bool = False, tries: Count = 10):
         self.size, self.tries = size, tries if keep_change else 1
 
     def __call__(self, sample: Sample) -> Sample:
@@ -159,7 +156,7 @@ class Crop:
 class Flip:
     """Mirror left-right with probability `horizontal` and top-bottom with probability `vertical`."""
 
-    def __init__(self, horizontal: Probability = 0.5, vertical: Probability = 0.5):
+    def __init__(self, horizontal: Share = 0.5, vertical: Share = 0.5):
         self.flip = v2.Compose([v2.RandomHorizontalFlip(horizontal), v2.RandomVerticalFlip(vertical)])
 
     def __call__(self, sample: Sample) -> Sample:
@@ -169,7 +166,7 @@ class Flip:
 class Rotate90:
     """With probability `p`, turn by 90, 180 or 270 degrees; a picture that is not square only by 180."""
 
-    def __init__(self, p: Probability = 0.5):
+    def __init__(self, p: Share = 0.5):
         self.p = p
 
     def __call__(self, sample: Sample) -> Sample:
@@ -184,7 +181,7 @@ class Rotate90:
 class Swap:
     """With probability `p`, exchange the two dates; what changed stays changed."""
 
-    def __init__(self, p: Probability = 0.5):
+    def __init__(self, p: Share = 0.5):
         self.p = p
 
     def __call__(self, sample: Sample) -> Sample:
@@ -199,11 +196,11 @@ class Photometric:
 
     def __init__(
         self,
-        brightness: Annotated[float, Interval(ge=0, le=1)] = 0.2,
-        contrast: Annotated[float, Interval(ge=0, le=1)] = 0.2,
-        saturation: Annotated[float, Interval(ge=0, le=1)] = 0.2,
+        brightness: Share = 0.2,
+        contrast: Share = 0.2,
+        saturation: Share = 0.2,
         hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
-        p: Probability = 1.0,
+        p: Share = 1.0,
     ):
         self.jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
         self.p = p
@@ -215,11 +212,9 @@ class Photometric:
 class Blur:
     """Per date, with probability `p`: Gaussian blur, its width drawn from `sigma` in pixels."""
 
-    def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), p: Probability = 0.5):
-        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1]:
-            raise InputError(
-                f"sigma {tuple(sigma)}", expected="(smallest, largest) with 0 < smallest <= largest"
-            )
+    def __init__(self, sigma: tuple[Positive, Positive] = (0.1, 2.0), p: Share = 0.5):
+        if sigma[0] > sigma[1]:
+            raise InputError(f"sigma {tuple(sigma)}", expected="(smallest, largest)")
         self.sigma, self.p = sigma, p
 
     def __call__(self, sample: Sample) -> Sample:
@@ -238,11 +233,9 @@ class Erase:
     Its area is drawn from `area` (shares of the picture), its side ratio from 1:3 to 3:1.
     """
 
-    def __init__(self, area: tuple[float, float] = (0.02, 0.2), p: Probability = 0.5):
-        if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-            raise InputError(
-                f"area {tuple(area)}", expected="(smallest, largest) with 0 < smallest <= largest <= 1"
-            )
+    def __init__(self, area: tuple[_Area, _Area] = (0.02, 0.2), p: Share = 0.5):
+        if area[0] > area[1]:
+            raise InputError(f"area {tuple(area)}", expected="(smallest, largest)")
         self.area, self.p = area, p
 
     def __call__(self, sample: Sample) -> Sample:

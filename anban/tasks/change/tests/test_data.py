@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anban.errors import InputError
+from anban.recipe.schema import Arguments, bind
 from anban.tasks.change.data import ChangeData
 from anban.tasks.change.doctor import doctor
 from anban.tasks.change.labels import decode_label, sniff_labels
@@ -138,13 +139,17 @@ def test_split_names_have_common_aliases_and_may_be_list_files(tmp_path: Path) -
     assert [pair.name for pair in find_pairs(tmp_path / "flat", str(tmp_path / "mine.txt"))] == ["q.png"]
 
 
-def test_prediction_needs_no_labels(tmp_path: Path) -> None:
+def test_prediction_does_not_look_at_labels(tmp_path: Path) -> None:
     write(tmp_path, ["x", "y"])
-    (tmp_path / "label" / "y.png").unlink()
-    pairs = find_pairs(tmp_path, "all", labels_required=False)
-    assert [pair.label is None for pair in pairs] == [False, True]
-    shutil.rmtree(tmp_path / "label")
-    assert [pair.label for pair in find_pairs(tmp_path, "all", labels_required=False)] == [None, None]
+    (tmp_path / "label" / "y.png").write_text("not a picture")
+    shutil.copytree(tmp_path / "label", tmp_path / "GT")
+    assert [pair.label for pair in find_pairs(tmp_path, "all", labels=False)] == [None, None]
+    with pytest.raises(InputError, match="more than one candidate: label, GT"):
+        find_pairs(tmp_path, "all")
+    for folder in ("label", "GT"):
+        (tmp_path / folder).rename(tmp_path / f"{folder}1".lower())
+    (tmp_path / "gt1").rename(tmp_path / "label2")  # semantic labels
+    assert [pair.name for pair in find_pairs(tmp_path, "all", labels=False)] == ["x.png", "y.png"]
 
 
 # Seeded defects --------------------------------
@@ -364,8 +369,6 @@ def test_root_and_layout_errors(tmp_path: Path) -> None:
         find_pairs(tmp_path, "train")
     with pytest.raises(InputError, match="laid out as 'split-folders', not 'lists'"):
         find_pairs(tmp_path / "LEVIR", "train", "lists")
-    with pytest.raises(InputError, match=r"(?s)unknown layout 'list'.*'lists'"):
-        find_pairs(tmp_path / "LEVIR", "train", "list")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"(?s)no such list file.*none.txt"):
         find_pairs(tmp_path / "LEVIR", "none.txt")
 
@@ -511,8 +514,11 @@ def test_roles_limit_and_bad_options(tmp_path: Path) -> None:
     assert data.check()["splits"] == {"train": 2, "test": 2}
     with pytest.raises(InputError, match=r"data\.tile_overlap"):
         ChangeData(str(tmp_path), tile=8, tile_overlap=8)
-    with pytest.raises(InputError, match=r"data\.std"):
-        ChangeData(str(tmp_path), std=(1, 1, 0))
+    section = {"data": Arguments("anban.tasks.change.data:ChangeData")}
+    with pytest.raises(InputError, match=r"(?s)data\.std\.2.*above 0"):
+        bind(section, {"data": {"root": "x", "std": [1, 1, 0]}})
+    with pytest.raises(InputError, match=r"(?s)'val' is left out: data\.val is null.*train, test"):
+        data.pairs("val")
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -537,12 +543,12 @@ def test_sample_is_what_lies_on_disk(tmp_path: Path, cache: bool) -> None:
 def test_training_tiles(tmp_path: Path) -> None:
     write_splits(tmp_path, side=24)
     data = ChangeData(str(tmp_path), tile=16, tile_overlap=4)
-    tiles, whole = data.dataset("train"), ChangeData(str(tmp_path)).dataset("train")
-    assert (len(tiles), len(data.dataset("test"))) == (4 * 4, 3)
+    tiles, whole = data.dataset("train", tiled=True), data.dataset("train")
+    assert (len(tiles), len(whole), len(data.dataset("test"))) == (4 * 4, 4, 3)
     assert tiles[3]["name"] == "00.png@8,8"
     torch.testing.assert_close(tiles[3]["a"], whole[0]["a"][:, 8:, 8:])
     torch.testing.assert_close(tiles[3]["label"], whole[0]["label"][8:, 8:])
-    small = ChangeData(str(tmp_path), tile=30).dataset("train")
+    small = ChangeData(str(tmp_path), tile=30).dataset("train", tiled=True)
     assert small[0]["a"].shape == (3, 30, 30)
 
 
@@ -612,6 +618,28 @@ def test_file_damaged_after_the_check_is_named(tmp_path: Path) -> None:
     (tmp_path / "train/A/02.png").write_bytes(b"gone")
     with pytest.raises(InputError, match=r"A/02\.png"):
         dataset[2]
+
+
+def test_cached_pictures_travel_in_one_tensor_whatever_their_sizes(tmp_path: Path) -> None:
+    for name, side in (("x", 16), ("y", 24), ("z", 9)):
+        write(tmp_path / "all", [name], side=side)
+    data, uncached = (
+        ChangeData(str(tmp_path), train=None, val=None, test="all", cache=cache).dataset("test")
+        for cache in (True, False)
+    )
+    pickled = [x for x in vars(data._pictures).values() if isinstance(x, torch.Tensor)]
+    assert [x.numel() for x in pickled] == [7 * (16**2 + 24**2 + 9**2)]
+    for mine, read in zip(data, uncached, strict=True):
+        assert all(torch.equal(mine[key], read[key]) for key in ("a", "b", "label"))
+
+
+def test_picture_that_changed_its_size_is_not_cached(tmp_path: Path) -> None:
+    write_splits(tmp_path)
+    data = ChangeData(str(tmp_path), cache=True)
+    data.label_report("val")
+    Image.new("RGB", (SIDE, 1)).save(tmp_path / "val/B/00.png")
+    with pytest.raises(InputError, match=r"(?s)1x16 pixels, 16x16 before.*val/A/00\.png"):
+        data.dataset("val")
 
 
 # Doctor --------------------------------
