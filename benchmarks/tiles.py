@@ -1,9 +1,10 @@
 """Sliding windows (256 px, every 128 px) over a pair of pictures with TinyCD, against the whole picture at once.
 
 Overlapping windows look at most pixels four times, so they cannot be as quick as one pass over the whole: the peer that
-tells what cutting and averaging cost is the network alone, on the same windows cut beforehand. `windows_per_batch` trades
-memory for speed; how much of each is what the other rows show. Time is measured on 512 px (9 windows), where a round
-takes seconds; memory, which matters for large pictures, on 1024 px (49 windows), once each, as it hardly varies.
+tells what cutting and averaging cost is the network alone, on the same windows cut beforehand. Then several windows at
+once against one by one: for a GPU's sake there are 8, on a CPU each costs memory and need not gain time. Time is measured
+on 512 px (9 windows), where a round takes seconds; memory, which matters for large pictures, on 1024 px (49 windows),
+once each.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def parse_protocol(name: str) -> Protocol:
 
 
 def apply_protocol(
-    protocol: Protocol, predict: Predict, a: Tensor, b: Tensor, windows_per_batch: int = 8
+    protocol: Protocol, predict: Predict, a: Tensor, b: Tensor, windows_per_batch: int | None = None
 ) -> Tensor:
     """Predict two dates the way the protocol says.
 
