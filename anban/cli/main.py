@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing Rich's would double the time of --help
     epilog="Any verb takes --traceback to show where an error comes from.",
 )
 app.command("recipes")(recipes.recipes)

@@ -196,6 +196,8 @@ def find_cases(paths: Iterable[str | Path]) -> list[Case]:
             raise InputError(
                 "the path does not exist", where=given, expected="golden cases (*.json) or folders of them"
             )
+        if not given.is_dir() and given.suffix == ".npz":
+            continue  # a case's arrays, which a shell's `case_*` names as well
         for path in sorted(given.rglob("*.json")) if given.is_dir() else [given]:
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
