@@ -27,7 +27,7 @@ from anban.engine.schedule import Schedule
 from anban.engine.settings import Machine, Train
 from anban.engine.stop import Interrupted
 from anban.engine.stream import StepSampler, batches, to_device
-from anban.engine.update import Updater
+from anban.engine.update import GRADIENT_NORM, Updater
 from anban.errors import InputError
 from anban.record import RunFolder
 from anban.tasks.contract import Task
@@ -217,7 +217,7 @@ class Loop:
         for step, values in self._pending:
             latest = {name: next(numbers) for name in values}
             for name, value in latest.items():
-                if not math.isfinite(value):
+                if not math.isfinite(value) and name != GRADIENT_NORM:
                     self._pending.clear()
                     raise Diverged(f"the {name} is {value} at step {step} (seed {self.seed})")
             self.done.window.append(latest["loss"])

@@ -12,6 +12,9 @@ from torch import Tensor
 from anban.engine.settings import Train
 from anban.tasks.contract import Task
 
+#: Name under which the norm before clipping is logged; infinite where fp16 overflowed and the step was skipped.
+GRADIENT_NORM = "gradient_norm"
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,7 +48,7 @@ class Updater:
         values = task.update(batches, self)
         self.scaler.update()
         if self.gradient_norm is not None:
-            values = {**values, "gradient_norm": self.gradient_norm}
+            values = {**values, GRADIENT_NORM: self.gradient_norm}
         return values
 
     def backward(self, loss: Tensor, *names: str) -> None:
