@@ -75,7 +75,7 @@ def predict_tiled(
         size: side of a window in pixels; smaller pictures are mirrored up to it and cut back.
         stride: pixels from one window to the next, 1..size.
         windows_per_batch: windows given to `predict` at once; it bounds memory, not the result. None: one on a CPU,
-            where more are slower (their maps leave the cache), else eight.
+            where more are slower (large maps are mapped and unmapped by the system), else eight.
 
     Returns:
         float32 probability (B, 1, H, W).

@@ -44,7 +44,6 @@ def evaluate(
     batch: int = 8,
     shown: Sequence[int] = (),
     dataset: Dataset[Any] | None = None,
-    channels_last: bool = False,
     workers: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
@@ -66,7 +65,7 @@ def evaluate(
             if parallel.world() == 1 and stop():
                 raise Interrupted("stopped while evaluating")
             for numbers, samples in _alike(list(zip(group, picked, strict=True))):
-                inputs = to_device(task.collate(samples), device, channels_last)
+                inputs = to_device(task.collate(samples), device)
                 for number, (record, prediction) in zip(
                     numbers, task.evaluate(model, inputs, protocol), strict=True
                 ):

@@ -128,13 +128,14 @@ class Loop:
             stream = self._stream()
             while self.done.step < self.total:
                 begun = time.perf_counter()
-                micro_batches = [to_device(p, self.device, self.machine.channels_last) for p in next(stream)]
+                micro_batches = [to_device(part, self.device) for part in next(stream)]
                 ready = time.perf_counter()
                 step = self.done.step
                 self._set_rates(step)
                 seed_everything(derive(self.seed, "step", step, parallel.rank()))
                 for module in self.task.modules.values():
-                    module.train()
+                    if not module.training:
+                        module.train()
                 values = self.updater.apply(self.task, micro_batches)
                 if self.average is not None:
                     self.average.update_parameters(self.task.modules["model"])
@@ -265,7 +266,6 @@ class Loop:
             batch=self.machine.eval_batch,
             shown=shown,
             dataset=self.validation_data if split == "val" else None,
-            channels_last=self.machine.channels_last,
             workers=self.machine.workers,
             stop=self.stop,
         )

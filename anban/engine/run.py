@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from loguru import logger
+from torch import nn
 
 from anban.data.draws import derive, seed_everything
 from anban.engine import checkpoint, parallel
@@ -57,9 +58,7 @@ def _loop(recipe: Recipe, task: Task, device: torch.device, run: RunFolder | Non
     seed_everything(derive(config["seed"], "weights"))
     task.build_networks()
     for module in task.modules.values():
-        module.to(device)
-        if config["machine"]["channels_last"]:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place(module, device, config["machine"]["channels_last"])
     for name, section in task.optimized.items():
         settings = dict(config[section])
         make = pick(OPTIMIZERS, settings.pop("name"), f"{section}.name")
@@ -75,6 +74,17 @@ def _loop(recipe: Recipe, task: Task, device: torch.device, run: RunFolder | Non
         run=run,
         stop=stop,
     )
+
+
+def place(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """The module on its device. Convolution weights with their channels last make the pictures follow by themselves.
+
+    A network for which that is slower says so by a class attribute `channels_last = False`.
+    """
+    module.to(device)
+    if channels_last and getattr(module, "channels_last", True):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def execute(

@@ -94,14 +94,12 @@ def batches(
     return iter(loader)
 
 
-def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """Tensors of a batch on the device (pictures with their channels last, if told); names and numbers as they are."""
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors of a batch on the device; names and numbers as they are."""
     if isinstance(batch, torch.Tensor):
-        last = channels_last and batch.ndim == 4
-        layout = torch.channels_last if last else torch.preserve_format
-        return batch.to(device, non_blocking=True, memory_format=layout)
+        return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
-        return {key: to_device(value, device, channels_last) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device, channels_last) for value in batch)
+        return type(batch)(to_device(value, device) for value in batch)
     return batch

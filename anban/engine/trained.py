@@ -13,7 +13,7 @@ from torch import nn
 from anban.data.draws import derive, seed_everything
 from anban.engine import checkpoint
 from anban.engine.evaluate import Evaluation, evaluate, record
-from anban.engine.run import make_task
+from anban.engine.run import make_task, place
 from anban.errors import InputError
 from anban.recipe import Recipe, from_config
 from anban.recipe.yamlfile import read
@@ -61,9 +61,7 @@ def load_trained(path: Path, overrides: list[str], device: str | None = None) ->
     task = make_task(recipe)
     seed_everything(derive(recipe.config["seed"], "weights"))
     task.build_networks()
-    model = task.modules["model"].to(target)
-    if recipe.config["machine"]["channels_last"]:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = place(task.modules["model"], target, recipe.config["machine"]["channels_last"])
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
@@ -91,7 +89,6 @@ def evaluate_trained(trained: Trained, protocols: list[str], split: str) -> list
             device=trained.device,
             precision=trained.recipe.config["train"]["precision"],
             batch=trained.recipe.config["machine"]["eval_batch"],
-            channels_last=trained.recipe.config["machine"]["channels_last"],
             workers=trained.recipe.config["machine"]["workers"],
         )
         rows.append({"protocol": stamp, "checkpoint": trained.which, "data": data["fingerprint"],

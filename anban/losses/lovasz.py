@@ -47,20 +47,24 @@ def lovasz_sigmoid(
 def _extension(error: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean over rows of <sorted positive errors, g>; all arguments (rows, N)."""
     error, order = torch.sort(error, dim=1, descending=True, stable=True)
-    valid = valid.gather(1, order)
-    positive = target.gather(1, order) * valid
+    step, counted = _steps(target.gather(1, order), valid.gather(1, order))
+    return counted_mean((torch.relu(error) * step).sum(1), counted)
+
+
+@torch.no_grad()
+def _steps(target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """g, the steps of the Jaccard loss as pixels are added in this order (rows, N), and which rows count (rows,)."""
+    positive = target * valid
     # Integers, as a float32 count stops growing at 2^24.
-    members = positive.sum(1, keepdim=True, dtype=torch.int64)
-    found = positive.cumsum(1, dtype=torch.int64)
-    false = (valid - positive).cumsum(1, dtype=torch.int64)
+    members = positive.sum(1, keepdim=True, dtype=torch.int32)
+    found = positive.cumsum(1, dtype=torch.int32)
+    union = members + (valid - positive).cumsum(1, dtype=torch.int32)
     # After k wrong pixels: intersection = members - found, union = members + false. A wrong positive pixel leaves the
     # union and takes 1 from the intersection; a wrong negative one leaves the intersection and adds 1 to the union.
     # Both steps in closed form: the difference of two IoU near each other would lose its digits.
-    union = members + false
     by_positive = 1 / union.clamp(min=1)
-    by_negative = (members - found) / (union * (union - 1)).clamp(min=1)
+    by_negative = (members - found) / (union.float() * (union - 1)).clamp(min=1)
     # With no member the first false pixel takes the loss from 0 to 1, and no other adds to it.
     by_negative = torch.where(members > 0, by_negative, (union == 1).float())
     # A pixel that does not count is in neither sum and takes no step, wherever it was sorted to.
-    step = torch.where(positive > 0, by_positive, by_negative) * valid
-    return counted_mean((torch.relu(error) * step).sum(1), (valid.sum(1) > 0).float())
+    return torch.where(positive > 0, by_positive, by_negative) * valid, (valid.sum(1) > 0).float()

@@ -227,8 +227,13 @@ def difference(
 @lru_cache(maxsize=1)
 def _weights(images: int, resamples: int, seed: int) -> Floats:
     """How often each image is in each resample, (resamples, images); every arm and score of a study needs the same."""
-    drawn = np.random.default_rng((seed, 0)).multinomial(images, np.full(images, 1 / images), size=resamples)
-    weights: Floats = drawn.astype(np.float64)
+    drawn = np.random.default_rng((seed, 0)).integers(0, images, (resamples, images))
+    drawn += (
+        images * np.arange(resamples)[:, None]
+    )  # counting numbers is six times as quick as drawing the counts
+    weights: Floats = (
+        np.bincount(drawn.ravel(), minlength=resamples * images).reshape(resamples, images).astype(float)
+    )
     weights.flags.writeable = False
     return weights
 

@@ -233,15 +233,14 @@ class ChangeTask(Task):
     ) -> Iterator[Path]:
         """Two pictures A B, or folders that each hold A and B: `<name>.png` (0/255) and `<name>_probability.png`.
 
-        With several folders, those of each go to a folder of its name under `out`. Layout in memory and precision are
-        those of an evaluation.
+        With several folders, those of each go to a folder of its name under `out`. The precision is that of an
+        evaluation.
         """
-        last = torch.channels_last if self.config["machine"]["channels_last"] else torch.preserve_format
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config["train"]["precision"])
         for place, pair in self._unlabelled(inputs):
             dataset = ChangeDataset([pair], "0/255", mean=self.data.mean, std=self.data.std)
             batch = self.collate([dataset[0]])
-            a, b = (batch[date].to(device, memory_format=last) for date in ("a", "b"))
+            a, b = (batch[date].to(device) for date in ("a", "b"))
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 scene = self.probability(model, a, b, protocol)
             _refuse_nan(scene, [pair.name])
