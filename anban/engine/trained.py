@@ -78,6 +78,10 @@ def evaluate_trained(trained: Trained, protocols: list[str], split: str) -> list
     """
     task, run = trained.task, trained.run
     data = task.check_data()
+    known = ((run.info.get("data") or {}) if run is not None else {}).get("fingerprint")
+    if run is not None and data["fingerprint"] != known:
+        logger.warning(f"not recorded: the data ({data['fingerprint']}) are not those of the run ({known})")
+        run = None
     rows = []
     for name in protocols:
         stamp = task.stamp(name, split)
@@ -93,21 +97,13 @@ def evaluate_trained(trained: Trained, protocols: list[str], split: str) -> list
         )
         rows.append({"protocol": stamp, "checkpoint": trained.which, "data": data["fingerprint"],
                      "images": len(result.records), "scores": result.scores})  # fmt: skip
-        if run is not None and result.records:
-            _keep(run, trained.which, stamp, result, data)
+        if run is not None:
+            try:
+                with run.lock():
+                    record(run, trained.which, stamp, result)
+            except (
+                InputError,
+                OSError,
+            ) as error:  # somebody else writes there, or nobody may: the row is still good
+                logger.warning(f"not recorded: {error}")
     return rows
-
-
-def _keep(
-    run: RunFolder, which: str, stamp: dict[str, Any], result: Evaluation, data: dict[str, Any]
-) -> None:
-    """Add the scores to the run's record, if they were measured on the run's data and nobody else writes there."""
-    known = (run.info.get("data") or {}).get("fingerprint")
-    if data["fingerprint"] != known:
-        logger.warning(f"not recorded: the data ({data['fingerprint']}) are not those of the run ({known})")
-        return
-    try:
-        with run.lock():
-            record(run, which, stamp, result)
-    except (InputError, OSError) as error:
-        logger.warning(f"not recorded: {error}")
