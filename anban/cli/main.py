@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NoReturn
 
@@ -37,9 +36,6 @@ app.command("env")(env_verb.env)
 
 def main() -> NoReturn:
     """Run the command; turn errors into one message and an exit status (2 bad input, 1 failed, 130 stopped)."""
-    # On a machine shared with others, threads that spin while they wait cost more than they gain: measured on 2 busy
-    # cores, a training step took 2 to 9 times as long. Must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     traceback = "--traceback" in arguments
     try:

@@ -77,12 +77,9 @@ def _loop(recipe: Recipe, task: Task, device: torch.device, run: RunFolder | Non
 
 
 def place(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """The module on its device. Convolution weights with their channels last make the pictures follow by themselves.
-
-    A network for which that is slower says so by a class attribute `channels_last = False`.
-    """
+    """The module on its device. Convolution weights with their channels last make the pictures follow by themselves."""
     module.to(device)
-    if channels_last and getattr(module, "channels_last", True):
+    if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
 
