@@ -108,9 +108,6 @@ class TinyCD(nn.Module):
     """
 
     multiple_of = 8
-    channels_last = (
-        False  # its instance norms would copy every map back and forth: measured 1.1 to 1.3 times slower
-    )
     backbone: ClassVar[tuple[str, ...]] = ("encoder",)
 
     def __init__(
