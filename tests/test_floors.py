@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "anban"
 FLOORS: dict[str, set[str]] = {
     "recipe": set(),
     "record": set(),
-    "ops": set(),
+    "ssm": {"official", "testing"},
     "data": set(),
     "losses": set(),
     "metrics": set(),

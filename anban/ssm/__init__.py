@@ -1,0 +1,28 @@
+"""State-space models: S4, S4D, S4ND, the selective scan of Mamba, SS2D and VMamba, Vision Mamba, RSCaMa.
+
+Usable without the rest of anban. Names are imported when first used:
+
+    from anban.ssm import selective_scan, SS2D, VSSBlock, S4D, Mamba
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "selective_scan": "scan",
+    "selective_scan_2d": "scan",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"anban.ssm.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,74 @@
+"""The orders in which the pixels of an image can be read as one sequence.
+
+Every order that keeps neighbours together is one `Walk`: a start, a step from pixel to pixel, and a jump from one line to the
+next. Scanning along a walk needs no flipped or transposed copy of the image (cross-scan of VMamba, arXiv 2401.10166,
+section 4.2): four directions are four walks over the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from anban.errors import InputError
+
+
+class Walk(NamedTuple):
+    """Position t of the sequence stands on pixel `start + (t // count) * jump + (t % count) * step` (row-major index)."""
+
+    start: int
+    step: int
+    count: int
+    jump: int
+
+    def pixel(self, t: int) -> int:
+        line, place = divmod(t, self.count)
+        return self.start + line * self.jump + place * self.step
+
+
+ORDERS = (
+    "row",  # left to right, lines from top to bottom
+    "row-reversed",  # the same backwards
+    "row-leftward",  # every line from right to left, lines from top to bottom
+    "row-upward",  # left to right, lines from bottom to top
+    "column",  # top to bottom, columns from left to right
+    "column-reversed",  # the same backwards
+    "column-leftward",  # top to bottom, columns from right to left: the image turned by 90 degrees counter-clockwise
+    "column-upward",  # bottom to top, columns from left to right: the image turned by 90 degrees clockwise
+)
+
+CROSS = ("row", "column", "row-reversed", "column-reversed")
+"""VMamba's cross-scan."""
+UNIDIRECTIONAL = ("row",) * 4
+"""VMamba's `v051d`: the same order four times, with four sets of weights."""
+BIDIRECTIONAL = ("row", "row", "row-reversed", "row-reversed")
+"""VMamba's `v052d`."""
+ROTATED = ("row", "column-leftward", "row-reversed", "column-upward")
+"""VMamba's `v052d3`: the image turned by 0, 90, 180 and 270 degrees."""
+
+
+def walk(order: str, height: int, width: int) -> Walk:
+    """The walk of one of `ORDERS` over an image of `height` x `width` pixels.
+
+    Raises:
+        InputError: no such order.
+    """
+    last, corner = height * width - 1, (height - 1) * width
+    walks = {
+        "row": Walk(0, 1, width, width),
+        "row-reversed": Walk(last, -1, width, -width),
+        "row-leftward": Walk(width - 1, -1, width, width),
+        "row-upward": Walk(corner, 1, width, -width),
+        "column": Walk(0, width, height, 1),
+        "column-reversed": Walk(last, -width, height, -1),
+        "column-leftward": Walk(width - 1, width, height, -1),
+        "column-upward": Walk(corner, -width, height, 1),
+    }
+    if order not in walks:
+        raise InputError(f"no scan order is called {order!r}", expected=f"one of {', '.join(ORDERS)}")
+    return walks[order]
+
+
+def walks(orders: Sequence[str], height: int, width: int) -> tuple[Walk, ...]:
+    """The walks of several orders."""
+    return tuple(walk(order, height, width) for order in orders)

@@ -1,0 +1,326 @@
+"""The selective scan (S6) on sequences and on images: one operator, several backends.
+
+    s_t = softplus(delta_t + delta_bias);  h_t = exp(s_t A) h_{t-1} + s_t B_t u_t;  y_t = <C_t, h_t> + D u_t
+
+Source: Mamba, arXiv 2312.00752, algorithm 2; the image form is VMamba's cross-scan, scan and cross-merge (arXiv 2401.10166,
+section 4.2) without the four copies of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from anban.errors import InputError
+from anban.ssm import backends
+from anban.ssm.backends import Problem, accumulator
+from anban.ssm.orders import CROSS, Walk, walks
+
+FLOAT = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    delta_softplus: bool = ...,
+    backend: str = ...,
+    *,
+    z: Tensor | None = ...,
+    return_last_state: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    delta_bias: Tensor | None = ...,
+    delta_softplus: bool = ...,
+    backend: str = ...,
+    *,
+    z: Tensor | None = ...,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    backend: str = "auto",
+    *,
+    z: Tensor | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan of sequences; the meaning of every argument is that of mamba_ssm's `selective_scan_fn`.
+
+    States, decays and sums are float32 whatever the inputs are (float64 for float64 inputs).
+
+    Args:
+        u: (batch, dim, L), L >= 1.
+        delta: (batch, dim, L), the raw step.
+        A: (dim, N), real; negative for a decaying state.
+        B, C: (batch, G, N, L), channel c belongs to group c // (dim // G); (batch, N, L): one group; (dim, N): constant.
+        D: (dim,), the skip; optional.
+        delta_bias: (dim,), added to delta before the softplus; optional.
+        delta_softplus: whether the step is softplus(delta + delta_bias).
+        backend: "auto", or one of `anban.ssm.backends.BACKENDS`.
+        z: (batch, dim, L), a gate: y * silu(z); optional.
+        return_last_state: also return the state after the last step, (batch, dim, N) in float32.
+
+    Returns:
+        y (batch, dim, L) in the dtype of u; with `return_last_state`, y and that state.
+
+    Raises:
+        InputError: a tensor of another shape, dtype or device than the rest asks for, or a backend that cannot run.
+    """
+    if u.dim() != 3 or 0 in u.shape:
+        raise _refuse("u", u, "(batch, dim, L), none of them 0")
+    batch, dim, length = u.shape
+    if A.dim() != 2 or A.shape[0] != dim or A.shape[1] < 1:
+        raise _refuse("A", A, f"(dim, N) = ({dim}, N)")
+    states = A.shape[1]
+    B, C = (m.unsqueeze(1) if m.dim() == 3 else m for m in (B, C))
+    groups = next((m.shape[1] for m in (B, C) if m.dim() == 4), 1)
+    if groups < 1 or dim % groups:
+        raise _refuse("B", B, f"(batch, G, N, L) with a number of groups G that divides dim = {dim}")
+    for name, m in (("B", B), ("C", C)):
+        expected = (dim, states) if m.dim() == 2 else (batch, groups, states, length)
+        _shape(name, m, expected, "(batch, G, N, L), (batch, N, L) or constant (dim, N)")
+    _shape("delta", delta, (batch, dim, length))
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        _shape(name, vector, (dim,))
+    _shape("z", z, (batch, dim, length))
+    _alike(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias, z=z)
+
+    def grouped(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor.unflatten(0, (groups, -1))
+
+    problem = Problem(
+        u.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
+        delta.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
+        grouped(A),
+        *(grouped(m) if m.dim() == 2 else m.permute(0, 3, 1, 2) for m in (B, C)),
+        grouped(D),
+        grouped(delta_bias),
+        delta_softplus,
+        (Walk(0, 1, length, length),) * groups,
+    )
+    y, last = _scan(problem, backend)
+    y = y.permute(0, 2, 3, 1).flatten(1, 2)
+    if z is not None:
+        y = y * F.silu(z.to(y.dtype))
+    y = y.to(u.dtype)
+    return (y, last.flatten(1, 2)) if return_last_state else y
+
+
+def selective_scan_2d(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    backend: str = "auto",
+    *,
+    orders: Sequence[str] = CROSS,
+) -> Tensor:
+    """Scan an image along K orders and add the results up on its pixels: cross-scan, selective scan and cross-merge in one.
+
+    Everything is indexed by pixel, not by the place in a sequence; the K sequences are never written to memory. Tensors whose
+    last dimension is contiguous are read where they are; B and C may be slices of a wider projection.
+
+    Args:
+        x: (batch, H, W, d).
+        delta: (batch, H, W, K, d), the raw step.
+        A: (K, d, N).
+        B, C: (batch, H, W, K, N).
+        D, delta_bias: (K, d), optional.
+        delta_softplus: whether the step is softplus(delta + delta_bias).
+        backend: "auto", or one of `anban.ssm.backends.BACKENDS`.
+        orders: K names of `anban.ssm.orders.ORDERS`.
+
+    Returns:
+        (batch, H, W, d) in float32 (float64 for float64 inputs), the sum over the K directions.
+
+    Raises:
+        InputError: a tensor of another shape, dtype or device than the rest asks for, an unknown order, or a backend that cannot
+            run.
+    """
+    if x.dim() != 4 or 0 in x.shape:
+        raise _refuse("x", x, "(batch, H, W, d), none of them 0")
+    batch, height, width, channels = x.shape
+    directions = len(orders)
+    if A.dim() != 3 or A.shape[:2] != (directions, channels) or A.shape[2] < 1:
+        raise _refuse("A", A, f"(K, d, N) = ({directions}, {channels}, N) for {directions} orders")
+    _shape("delta", delta, (batch, height, width, directions, channels))
+    for name, m in (("B", B), ("C", C)):
+        _shape(name, m, (batch, height, width, directions, A.shape[2]))
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        _shape(name, vector, (directions, channels))
+    _alike(x=x, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
+    problem = Problem(
+        x.flatten(1, 2).unsqueeze(2),
+        *(m.flatten(1, 2) if m is delta else m for m in (delta, A)),
+        B.flatten(1, 2),
+        C.flatten(1, 2),
+        D,
+        delta_bias,
+        delta_softplus,
+        walks(orders, height, width),
+    )
+    y, _ = _scan(problem, backend)
+    return y.view(batch, height, width, channels)
+
+
+def flops(batch: int, length: int, channels: int, states: int, skip: bool = True) -> int:
+    """Floating point operations of one scan over `channels` channels (all directions counted), by VMamba's formula.
+
+    9 multiply-adds per state and element (discretisation, recurrence, output), one per element for the skip D; two operations
+    each. It is the formula behind the published figures, and it is the same for every backend whatever that really executes.
+    """
+    return 2 * batch * length * channels * (9 * states + skip)
+
+
+# One operator, so that autocast, torch.compile, export and FLOP counters see one node ------------------------------------
+
+
+def _scan(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
+    name, _ = backends.choose(backend, problem.x.device, problem.x.dtype)
+    tensors = problem.tensors()
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    flat = [number for walk in problem.walks for number in walk]
+    y, last, _ = torch.ops.anban.scan(*tensors, problem.softplus, flat, name, save)
+    return y, last
+
+
+def _problem(tensors: Sequence[Tensor | None], softplus: bool, flat: Sequence[int]) -> Problem:
+    steps = tuple(Walk(*flat[i : i + 4]) for i in range(0, len(flat), 4))
+    return Problem(*tensors, softplus, steps)  # type: ignore[arg-type]
+
+
+_ARGUMENTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, int[] walks, str backend"
+_LIBRARY = torch.library.Library("anban", "DEF")
+_LIBRARY.define(f"scan({_ARGUMENTS}, bool save) -> (Tensor y, Tensor last, Tensor saved)")
+_LIBRARY.define(
+    f"scan_backward({_ARGUMENTS}, Tensor saved, Tensor dy, Tensor dlast)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, softplus, flat, backend, save = arguments
+    result: tuple[Tensor, Tensor, Tensor] = backends.module(backend).forward(
+        _problem(tensors, softplus, flat), save
+    )
+    return result
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, softplus, flat, backend, saved, dy, dlast = arguments
+    gradients = backends.module(backend).backward(_problem(tensors, softplus, flat), saved, dy, dlast)
+    # an operator's schema cannot say "as many as there were": what is absent is empty
+    return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("scan", _forward, _device)
+    _LIBRARY.impl("scan_backward", _backward, _device)
+
+
+@torch.library.register_fake("anban::scan")
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, delta, A, *_, backend, save = arguments
+    batch, pixels, directions, channels = delta.shape
+    dtype, states = accumulator(x.dtype), A.shape[2]
+    steps = backends.module(backend).STEPS
+    saved = (batch, directions, -(-pixels // steps), states, channels) if save and steps else (0,)
+    shapes = ((batch, pixels, x.shape[2], channels), (batch, directions, channels, states), saved)
+    y, last, kept = (x.new_empty(shape, dtype=dtype) for shape in shapes)
+    return y, last, kept
+
+
+@torch.library.register_fake("anban::scan_backward")
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t) if t is not None else arguments[0].new_empty(0) for t in arguments[:7])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, softplus, flat, backend, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.options = softplus, flat, backend
+
+
+def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, saved = ctx.saved_tensors
+    found = torch.ops.anban.scan_backward(*tensors, *ctx.options, saved, dy, dlast)
+    gradients = (
+        None if tensor is None else gradient for tensor, gradient in zip(tensors, found, strict=True)
+    )
+    return *gradients, None, None, None, None
+
+
+torch.library.register_autograd("anban::scan", _differentiate, setup_context=_keep, lib=_LIBRARY)
+
+
+@register_flop_formula(torch.ops.anban.scan)
+def _(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any = None, *_: Any, **__: Any) -> int:
+    batch, pixels, directions, channels = delta
+    return flops(batch, pixels, directions * channels, A[2], skip=D is not None)
+
+
+# Checks ------------------------------------------------------------------------------------------------------------------
+
+
+def _refuse(name: str, tensor: Tensor, expected: str) -> InputError:
+    return InputError(
+        f"{name} has the shape {tuple(tensor.shape)}", where=f"selective scan, {name}", expected=expected
+    )
+
+
+def _shape(name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str = "") -> None:
+    if tensor is not None and tensor.shape != shape:
+        raise _refuse(name, tensor, f"{shape}{f', that is {meaning}' if meaning else ''}")
+
+
+def _alike(**tensors: Tensor | None) -> None:
+    first = next(iter(tensors.values()))
+    assert first is not None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in FLOAT:
+            expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT)
+            raise InputError(
+                f"{name} is of {str(tensor.dtype).removeprefix('torch.')}",
+                where=f"selective scan, {name}",
+                expected=f"real numbers: {expected}",
+                do="a complex A belongs to S4 and S4D (anban.ssm.s4)"
+                if tensor.is_complex()
+                else f"pass {name}.float()",
+            )
+        if tensor.device != first.device:
+            raise InputError(
+                f"{name} is on {tensor.device}",
+                where=f"selective scan, {name}",
+                expected=f"the device of the first argument, {first.device}",
+                do=f"pass {name}.to({str(first.device)!r})",
+            )
