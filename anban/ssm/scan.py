@@ -251,8 +251,9 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, delta, A, *_, backend, save = arguments
     batch, pixels, directions, channels = delta.shape
     dtype, states = accumulator(x.dtype), A.shape[2]
-    steps = backends.module(backend).STEPS
-    saved = (batch, directions, -(-pixels // steps), states, channels) if save and steps else (0,)
+    module = backends.module(backend)
+    width = getattr(module, "padded", int)(channels)
+    saved = (batch, directions, -(-pixels // module.STEPS), states, width) if save and module.STEPS else (0,)
     shapes = ((batch, pixels, x.shape[2], channels), (batch, directions, channels, states), saved)
     y, last, kept = (x.new_empty(shape, dtype=dtype) for shape in shapes)
     return y, last, kept

@@ -1,0 +1,196 @@
+"""The selective scan on processors: vector code written for the machine at hand by LLVM, no compiler needed.
+
+`kernels` holds the algorithm, `functions` the exponential and the softplus, `emit` the small language they are written in,
+`build` compiles and keeps, `launch` runs on torch's threads. This file prepares memory: channels next to each other and as many
+as fill whole vectors, everything in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anban.ssm.backends import Gradients, Problem
+
+STEPS: int | None = 32
+LOG2E = 1.4426950408889634
+
+
+def unusable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it cannot run, or None."""
+    if device.type != "cpu":
+        return f"the tensors are on {device.type}"
+    if dtype == torch.float64:
+        return "its states are float32, the input is float64"
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed (pip install llvmlite)"
+    return None
+
+
+def padded(channels: int) -> int:
+    """Channels rounded up to whole vectors."""
+    from anban.ssm.backends.cpu.build import target
+
+    lanes = target().lanes
+    return -(-channels // lanes) * lanes
+
+
+def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    p = _Prepared(problem)
+    y = torch.empty(p.batch, p.pixels, p.groups, p.channels)
+    last = torch.empty(p.batch, p.directions, p.states, p.channels)
+    saved = torch.empty((p.batch, p.directions, p.chunks, p.states, p.channels) if save else 0)
+    width = 2 if p.states <= 2 and p.blocks % 2 == 0 else 1
+    units = p.batch * p.groups * p.blocks // width
+    own = {
+        "units": units,
+        "blocks": p.blocks // width,
+        "save": int(save),
+        "y": y,
+        "last": last,
+        "saved": saved,
+    }
+    _call("forward", p, own, units, width)
+    d = problem.delta.shape[-1]
+    return y[..., :d].contiguous(), last[..., :d].transpose(2, 3).contiguous(), saved
+
+
+def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Gradients:
+    p = _Prepared(problem)
+    d, tensors = problem.delta.shape[-1], problem.tensors()
+    dy = _rows(dy, p.channels).contiguous()
+    dlast = _rows(dlast.transpose(2, 3), p.channels).contiguous()
+    blocks = _slice(p.blocks, p.batch * p.groups)
+    slices = p.blocks // blocks
+    sequences = (p.batch, p.directions)
+    dx = torch.empty(p.batch, p.pixels, p.groups, p.channels)
+    ddelta = torch.empty(p.directions, p.batch, p.pixels, p.channels).permute(1, 2, 0, 3)
+    dA = torch.zeros(*sequences, p.states, p.channels)
+    per_pixel = (slices, *sequences, p.pixels, p.states)
+    dB, dC = (
+        torch.zeros_like(dA) if m.dim() == 3 else torch.empty(per_pixel) for m in (problem.B, problem.C)
+    )
+    dD, dbias = (torch.zeros(*sequences, p.channels) for _ in range(2))
+    own = {"units": p.batch * p.groups * slices, "blocks": p.blocks, "slice": blocks}
+    own |= {"saved": saved, "dy": dy, "dlast": dlast, "dx": dx, "ddelta": ddelta}
+    own |= {"dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias, **_strides("ddelta", ddelta)}
+    _call("backward", p, own, p.batch * p.groups * slices, min(4, p.states))
+
+    def constant(total: Tensor) -> Tensor:
+        return total.sum(0)[..., :d].transpose(1, 2)
+
+    found = (
+        dx[..., :d],
+        ddelta[..., :d],
+        constant(dA),
+        *(constant(m) if m.dim() == 4 else m.sum(0).permute(0, 2, 1, 3) for m in (dB, dC)),
+        *(
+            None if given is None else total.sum(0)[..., :d]
+            for total, given in ((dD, problem.D), (dbias, problem.bias))
+        ),
+    )
+    return Gradients(*(None if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True)))  # type: ignore[union-attr]
+
+
+class _Prepared:
+    """A problem as the kernels read it: sizes, tensors whose addresses they get, strides in bytes."""
+
+    def __init__(self, problem: Problem):
+        self.batch, self.pixels, self.directions, channels = problem.delta.shape
+        self.states = problem.A.shape[-1]
+        self.groups = problem.x.shape[2]
+        self.channels = padded(channels)
+        self.chunks = -(-self.pixels // (STEPS or 1))
+        self.softplus = problem.softplus
+        self.constant = problem.B.dim() == 3, problem.C.dim() == 3
+        self.lanes = padded(1)
+        self.blocks = self.channels // self.lanes
+        none = torch.zeros(self.directions, self.channels)
+        self.tensors = {
+            "x": _rows(problem.x, self.channels),
+            "delta": _rows(problem.delta, self.channels),
+            "A": _states_first(problem.A * LOG2E, self.channels),
+            "B": _states_first(problem.B, self.channels) if self.constant[0] else problem.B.float(),
+            "C": _states_first(problem.C, self.channels) if self.constant[1] else problem.C.float(),
+            "D": none if problem.D is None else _rows(problem.D, self.channels).contiguous(),
+            "bias": none if problem.bias is None else _rows(problem.bias, self.channels).contiguous(),
+            "walks": torch.tensor(problem.walks, dtype=torch.int64),
+        }
+        self.strides: dict[str, int] = {}
+        for name in ("x", "delta", "B", "C"):
+            self.strides |= _strides(name, self.tensors[name])
+
+
+def _rows(tensor: Tensor, channels: int) -> Tensor:
+    """In float32, channels (the last dimension) next to each other and zeros up to `channels`."""
+    tensor = tensor.float()
+    if tensor.shape[-1] != channels:
+        tensor = F.pad(tensor, (0, channels - tensor.shape[-1]))
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _states_first(matrix: Tensor, channels: int) -> Tensor:
+    """(K, d, N) -> (K, N, channels)."""
+    return _rows(matrix.transpose(1, 2), channels).contiguous()
+
+
+def _strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """In bytes. A constant matrix (K, N, channels) has one per direction alone."""
+    if tensor.dim() == 3:
+        return {
+            f"{name}_batch": 0,
+            f"{name}_pixel": 0,
+            f"{name}_direction": 4 * tensor.stride(0),
+            f"{name}_state": 0,
+        }
+    return {
+        f"{name}_{dim}": 4 * tensor.stride(i)
+        for i, dim in enumerate(("batch", "pixel", "direction", "state"))
+    }
+
+
+def _slice(blocks: int, sequences: int) -> int:
+    """Blocks in a unit of the backward pass: as many as possible, since dB and dC are reduced once per unit, and still work for
+    several threads. It must not depend on the number of threads, or sums would."""
+    divisors = [n for n in range(1, 7) if blocks % n == 0]
+    for enough in (8, 4, 2):
+        fitting = [n for n in divisors if sequences * blocks // n >= enough]
+        if fitting:
+            return fitting[-1]
+    return divisors[-1]
+
+
+def _call(kind: str, p: _Prepared, own: Mapping[str, Tensor | int], units: int, variant: int) -> None:
+    from anban.ssm.backends.cpu import kernels, launch
+
+    values: dict[str, Tensor | int] = {
+        "counter": 0,
+        "pixels": p.pixels,
+        "inner": p.directions // p.groups,
+        "outer": p.groups,
+        **p.tensors,
+        **p.strides,
+        **own,
+    }
+    names = kernels.FORWARD if kind == "forward" else kernels.BACKWARD
+    arguments = [v.data_ptr() if isinstance(v, Tensor) else v for v in map(values.__getitem__, names)]
+    launch.run(_kernel(kind, p.states, p.softplus, *p.constant, variant), arguments, units)
+
+
+@functools.cache
+def _kernel(kind: str, states: int, softplus: bool, constant_B: bool, constant_C: bool, variant: int) -> int:
+    """The address of the kernel for these; compiled, or read from the cache, when first asked for."""
+    from anban.ssm.backends.cpu import build, kernels
+    from anban.ssm.backends.cpu.emit import Emitter
+
+    def write() -> str:
+        target = build.target()
+        emitter = Emitter("kernel", target.lanes, avx512=target.avx512)
+        return getattr(kernels, kind)(emitter, states, softplus, constant_B, constant_C, variant)  # type: ignore[no-any-return]
+
+    return build.address(f"{kind} {states} {softplus} {constant_B} {constant_C} {variant}", write)
