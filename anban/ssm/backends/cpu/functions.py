@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from anban.ssm.backends.cpu.emit import F32, I32, Emitter, Value
+from anban.ssm.backends.cpu.emit import I32, Emitter, Value
 
 LOG2E = 1.4426950408889634
 

@@ -16,15 +16,40 @@ from anban.ssm.backends.cpu.functions import LOG2E, exp2, logistic, softplus
 STEPS = 32
 """Steps in a chunk; the states before every chunk are kept for the backward pass."""
 
-FORWARD = (
-    # work
-    "counter units blocks pixels inner outer save "
-    # addresses
-    "walks x delta A B C D bias y last saved "
-    # strides in bytes: of the batch, the pixel, the direction (channels are next to each other)
-    "x_batch x_pixel x_direction delta_batch delta_pixel delta_direction "
-    "B_batch B_pixel B_direction B_state C_batch C_pixel C_direction C_state"
-).split()
+FORWARD = [
+    "counter",
+    "units",
+    "blocks",
+    "pixels",
+    "inner",
+    "outer",
+    "save",
+    "walks",
+    "x",
+    "delta",
+    "A",
+    "B",
+    "C",
+    "D",
+    "bias",
+    "y",
+    "last",
+    "saved",
+    "x_batch",
+    "x_pixel",
+    "x_direction",
+    "delta_batch",
+    "delta_pixel",
+    "delta_direction",
+    "B_batch",
+    "B_pixel",
+    "B_direction",
+    "B_state",
+    "C_batch",
+    "C_pixel",
+    "C_direction",
+    "C_state",
+]
 """The arguments of the forward kernel, 64-bit integers, in order."""
 
 
@@ -140,16 +165,50 @@ class Walker:
             self.pixel.set(self.pixel.get() + k.choose(ended, self.turn, self.step))
 
 
-BACKWARD = (
-    # work: a unit is a batch entry, a group of directions that share x, a slice of `slice` blocks out of `blocks`
-    "counter units blocks slice pixels inner outer "
-    # addresses: inputs, then gradients
-    "walks x delta A B C D bias saved dy dlast dx ddelta dA dB dC dD dbias "
-    # strides in bytes
-    "x_batch x_pixel x_direction delta_batch delta_pixel delta_direction "
-    "B_batch B_pixel B_direction B_state C_batch C_pixel C_direction C_state "
-    "ddelta_batch ddelta_pixel ddelta_direction"
-).split()
+BACKWARD = [
+    "counter",
+    "units",
+    "blocks",
+    "slice",
+    "pixels",
+    "inner",
+    "outer",
+    "walks",
+    "x",
+    "delta",
+    "A",
+    "B",
+    "C",
+    "D",
+    "bias",
+    "saved",
+    "dy",
+    "dlast",
+    "dx",
+    "ddelta",
+    "dA",
+    "dB",
+    "dC",
+    "dD",
+    "dbias",
+    "x_batch",
+    "x_pixel",
+    "x_direction",
+    "delta_batch",
+    "delta_pixel",
+    "delta_direction",
+    "B_batch",
+    "B_pixel",
+    "B_direction",
+    "B_state",
+    "C_batch",
+    "C_pixel",
+    "C_direction",
+    "C_state",
+    "ddelta_batch",
+    "ddelta_pixel",
+    "ddelta_direction",
+]
 """The arguments of the backward kernel, 64-bit integers, in order."""
 
 LARGEST_SLICE = 8
