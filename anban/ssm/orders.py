@@ -65,8 +65,13 @@ def walk(order: str, height: int, width: int) -> Walk:
         "column-upward": Walk(corner, -width, height, 1),
     }
     if order not in walks:
-        raise InputError(f"no scan order is called {order!r}", expected=f"one of {', '.join(ORDERS)}")
+        raise unknown(order)
     return walks[order]
+
+
+def unknown(order: str) -> InputError:
+    """What to raise for an order that is none."""
+    return InputError(f"no scan order is called {order!r}", expected=f"one of {', '.join(ORDERS)}")
 
 
 def walks(orders: Sequence[str], height: int, width: int) -> tuple[Walk, ...]:

@@ -9,6 +9,7 @@ section 4.2) without the four copies of the image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Literal, overload
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from anban.errors import InputError
 from anban.ssm import backends
 from anban.ssm.backends import Problem, accumulator
-from anban.ssm.orders import CROSS, Walk, walks
+from anban.ssm.orders import CROSS, ORDERS, Walk, unknown, walks
 
 FLOAT = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -97,37 +98,24 @@ def selective_scan(
         raise _refuse("A", A, f"(dim, N) = ({dim}, N)")
     states = A.shape[1]
     B, C = (m.unsqueeze(1) if m.dim() == 3 else m for m in (B, C))
-    groups = next((m.shape[1] for m in (B, C) if m.dim() == 4), 1)
-    if groups < 1 or dim % groups:
-        raise _refuse("B", B, f"(batch, G, N, L) with a number of groups G that divides dim = {dim}")
+    groups = max((m.shape[1] for m in (B, C) if m.dim() == 4), default=1)
     for name, m in (("B", B), ("C", C)):
-        expected = (dim, states) if m.dim() == 2 else (batch, groups, states, length)
+        own = m.shape[1] if m.dim() == 4 else 1
+        if own < 1 or groups % own or dim % groups:
+            raise _refuse(name, m, f"(batch, G, N, L) with a number of groups G that divides dim = {dim}")
+        expected = (dim, states) if m.dim() == 2 else (batch, own, states, length)
         _shape(name, m, expected, "(batch, G, N, L), (batch, N, L) or constant (dim, N)")
+    B, C = (m.repeat_interleave(groups // m.shape[1], 1) if m.dim() == 4 else m for m in (B, C))
     _shape("delta", delta, (batch, dim, length))
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         _shape(name, vector, (dim,))
     _shape("z", z, (batch, dim, length))
     _alike(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias, z=z)
-
-    def grouped(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.unflatten(0, (groups, -1))
-
-    problem = Problem(
-        u.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
-        delta.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
-        grouped(A),
-        *(grouped(m) if m.dim() == 2 else m.permute(0, 3, 1, 2) for m in (B, C)),
-        grouped(D),
-        grouped(delta_bias),
-        delta_softplus,
-        (Walk(0, 1, length, length),) * groups,
-    )
-    y, last = _scan(problem, backend)
-    y = y.permute(0, 2, 3, 1).flatten(1, 2)
+    y, last = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, [], backend)
     if z is not None:
         y = y * F.silu(z.to(y.dtype))
     y = y.to(u.dtype)
-    return (y, last.flatten(1, 2)) if return_last_state else y
+    return (y, last) if return_last_state else y
 
 
 def selective_scan_2d(
@@ -177,18 +165,10 @@ def selective_scan_2d(
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         _shape(name, vector, (directions, channels))
     _alike(x=x, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
-    problem = Problem(
-        x.flatten(1, 2).unsqueeze(2),
-        *(m.flatten(1, 2) if m is delta else m for m in (delta, A)),
-        B.flatten(1, 2),
-        C.flatten(1, 2),
-        D,
-        delta_bias,
-        delta_softplus,
-        walks(orders, height, width),
-    )
-    y, _ = _scan(problem, backend)
-    return y.view(batch, height, width, channels)
+    places = [ORDERS.index(order) if order in ORDERS else -1 for order in orders]
+    if -1 in places:
+        raise unknown(orders[places.index(-1)])
+    return _scan(x, delta, A, B, C, D, delta_bias, delta_softplus, places, backend)[0]
 
 
 def flops(batch: int, length: int, channels: int, states: int, skip: bool = True) -> int:
@@ -203,21 +183,7 @@ def flops(batch: int, length: int, channels: int, states: int, skip: bool = True
 # One operator, so that autocast, torch.compile, export and FLOP counters see one node ------------------------------------
 
 
-def _scan(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
-    name, _ = backends.choose(backend, problem.x.device, problem.x.dtype)
-    tensors = problem.tensors()
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    flat = [number for walk in problem.walks for number in walk]
-    y, last, _ = torch.ops.anban.scan(*tensors, problem.softplus, flat, name, save)
-    return y, last
-
-
-def _problem(tensors: Sequence[Tensor | None], softplus: bool, flat: Sequence[int]) -> Problem:
-    steps = tuple(Walk(*flat[i : i + 4]) for i in range(0, len(flat), 4))
-    return Problem(*tensors, softplus, steps)  # type: ignore[arg-type]
-
-
-_ARGUMENTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, int[] walks, str backend"
+_ARGUMENTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, int[] orders, str backend"
 _LIBRARY = torch.library.Library("anban", "DEF")
 _LIBRARY.define(f"scan({_ARGUMENTS}, bool save) -> (Tensor y, Tensor last, Tensor saved)")
 _LIBRARY.define(
@@ -226,19 +192,80 @@ _LIBRARY.define(
 )
 
 
+def _scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    orders: list[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The operator. It takes tensors as users have them, sequences (no orders) or images (places in `ORDERS`), so that the views
+    which make a `Problem` of them are not nodes of the autograd graph: for a small image these cost as much as the scan."""
+    tensors = x, delta, A, B, C, D, bias
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    y, last, _ = torch.ops.anban.scan(*tensors, softplus, orders, backend, save)
+    return y, last
+
+
+def _module(backend: str, x: Tensor) -> ModuleType:
+    """Chosen inside the operator, where torch.compile does not look."""
+    return backends.module(backends.choose(backend, x.device, x.dtype)[0])
+
+
+def _problem(tensors: Sequence[Any], softplus: bool, orders: Sequence[int]) -> Problem:
+    x, delta, A, B, C, D, bias = tensors
+    if orders:
+        _, height, width, _ = x.shape
+        rows = (m.flatten(1, 2) for m in (delta, B, C))
+        steps = walks([ORDERS[order] for order in orders], height, width)
+        delta, B, C = rows
+        return Problem(x.flatten(1, 2).unsqueeze(2), delta, A, B, C, D, bias, softplus, steps)
+    length = x.shape[2]
+    groups = next((m.shape[1] for m in (B, C) if m.dim() == 4), 1)
+
+    def channels(m: Tensor | None, dim: int) -> Any:
+        return None if m is None else m.unflatten(dim, (groups, -1))
+
+    x, delta = (channels(m, 1).permute(0, 3, 1, 2) for m in (x, delta))
+    B, C = (channels(m, 0) if m.dim() == 2 else m.permute(0, 3, 1, 2) for m in (B, C))
+    steps = (Walk(0, 1, length, length),) * groups
+    return Problem(x, delta, channels(A, 0), B, C, channels(D, 0), channels(bias, 0), softplus, steps)
+
+
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, softplus, flat, backend, save = arguments
-    result: tuple[Tensor, Tensor, Tensor] = backends.module(backend).forward(
-        _problem(tensors, softplus, flat), save
-    )
-    return result
+    *tensors, softplus, orders, backend, save = arguments
+    y, last, saved = _module(backend, tensors[0]).forward(_problem(tensors, softplus, orders), save)
+    if orders:
+        return y.view(tensors[0].shape), last, saved
+    return y.permute(0, 2, 3, 1).flatten(1, 2), last.flatten(1, 2), saved
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, softplus, flat, backend, saved, dy, dlast = arguments
-    gradients = backends.module(backend).backward(_problem(tensors, softplus, flat), saved, dy, dlast)
+    *tensors, softplus, orders, backend, saved, dy, dlast = arguments
+    problem = _problem(tensors, softplus, orders)
+    if orders:
+        dy = dy.reshape(problem.x.shape)
+    else:
+        dy = dy.unflatten(1, problem.x.shape[2:]).permute(0, 3, 1, 2)
+        dlast = dlast.unflatten(1, problem.x.shape[2:])
+    found = _module(backend, tensors[0]).backward(problem, saved, dy, dlast)
     # an operator's schema cannot say "as many as there were": what is absent is empty
-    return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return tuple(
+        dy.new_empty(0) if g is None else _as_given(g, t, bool(orders))
+        for g, t in zip(found, tensors, strict=True)
+    )
+
+
+def _as_given(gradient: Tensor, tensor: Tensor, image: bool) -> Tensor:
+    """The gradient of a problem's tensor in the shape of the user's: the way back from `_problem`."""
+    if not image and gradient.dim() == 4:
+        gradient = gradient.permute(0, 2, 3, 1)
+    return gradient.reshape(tensor.shape)
 
 
 for _device in ("CPU", "CUDA"):
@@ -248,15 +275,18 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("anban::scan")
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, delta, A, *_, backend, save = arguments
-    batch, pixels, directions, channels = delta.shape
-    dtype, states = accumulator(x.dtype), A.shape[2]
-    module = backends.module(backend)
+    *tensors, softplus, orders, backend, save = arguments
+    x, A = tensors[0], tensors[2]
+    p = _problem(tensors, softplus, orders)
+    batch, pixels, directions, channels = p.delta.shape
+    module = _module(backend, x)
     width = getattr(module, "padded", int)(channels)
-    saved = (batch, directions, -(-pixels // module.STEPS), states, width) if save and module.STEPS else (0,)
-    shapes = ((batch, pixels, x.shape[2], channels), (batch, directions, channels, states), saved)
-    y, last, kept = (x.new_empty(shape, dtype=dtype) for shape in shapes)
-    return y, last, kept
+    saved = (
+        (batch, directions, -(-pixels // module.STEPS), A.shape[-1], width) if save and module.STEPS else (0,)
+    )
+    last = (batch, *A.shape)
+    y, end, kept = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (x.shape, last, saved))
+    return y, end, kept
 
 
 @torch.library.register_fake("anban::scan_backward")
@@ -265,17 +295,15 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, softplus, flat, backend, _ = inputs
+    *tensors, softplus, orders, backend, _ = inputs
     ctx.save_for_backward(*tensors, output[2])
-    ctx.options = softplus, flat, backend
+    ctx.options = softplus, orders, backend
 
 
 def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, saved = ctx.saved_tensors
     found = torch.ops.anban.scan_backward(*tensors, *ctx.options, saved, dy, dlast)
-    gradients = (
-        None if tensor is None else gradient for tensor, gradient in zip(tensors, found, strict=True)
-    )
+    gradients = (None if t is None else gradient for t, gradient in zip(tensors, found, strict=True))
     return *gradients, None, None, None, None
 
 
@@ -284,8 +312,11 @@ torch.library.register_autograd("anban::scan", _differentiate, setup_context=_ke
 
 @register_flop_formula(torch.ops.anban.scan)
 def _(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any = None, *_: Any, **__: Any) -> int:
-    batch, pixels, directions, channels = delta
-    return flops(batch, pixels, directions * channels, A[2], skip=D is not None)
+    if len(delta) == 5:
+        batch, height, width, directions, channels = delta
+        return flops(batch, height * width, directions * channels, A[-1], skip=D is not None)
+    batch, channels, length = delta
+    return flops(batch, length, channels, A[-1], skip=D is not None)
 
 
 # Checks ------------------------------------------------------------------------------------------------------------------
