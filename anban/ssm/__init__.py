@@ -13,6 +13,26 @@ from typing import Any
 _HOMES = {
     "selective_scan": "scan",
     "selective_scan_2d": "scan",
+    "Mamba": "mamba",
+    "MambaState": "mamba",
+    "VisionMamba": "vim",
+    "VimBlock": "vim",
+    "RSCaMaEncoder": "rscama",
+    "CaMamba": "rscama",
+    "SDSSM": "rscama",
+    "STSSM": "rscama",
+    "TTSSM": "rscama",
+    "TTRSM": "rscama",
+    "SS2D": "vmamba",
+    "VSSBlock": "vmamba",
+    "VSSM": "vmamba",
+    "VSSMBackbone": "vmamba",
+    "cross_scan": "vmamba",
+    "cross_merge": "vmamba",
+    "forward_type": "vmamba",
+    "S4Block": "s4",
+    "S4D": "s4",
+    "S4ND": "s4",
 }
 
 __all__ = list(_HOMES)

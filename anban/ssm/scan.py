@@ -184,7 +184,7 @@ def flops(batch: int, length: int, channels: int, states: int, skip: bool = True
 
 
 _ARGUMENTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, int[] orders, str backend"
-_LIBRARY = torch.library.Library("anban", "DEF")
+_LIBRARY: Any = torch.library.Library("anban", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"scan({_ARGUMENTS}, bool save) -> (Tensor y, Tensor last, Tensor saved)")
 _LIBRARY.define(
     f"scan_backward({_ARGUMENTS}, Tensor saved, Tensor dy, Tensor dlast)"
@@ -228,7 +228,7 @@ def _problem(tensors: Sequence[Any], softplus: bool, orders: Sequence[int]) -> P
     length = x.shape[2]
     groups = next((m.shape[1] for m in (B, C) if m.dim() == 4), 1)
 
-    def channels(m: Tensor | None, dim: int) -> Any:
+    def channels(m: Any, dim: int) -> Any:
         return None if m is None else m.unflatten(dim, (groups, -1))
 
     x, delta = (channels(m, 1).permute(0, 3, 1, 2) for m in (x, delta))
@@ -273,7 +273,7 @@ for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("scan_backward", _backward, _device)
 
 
-@torch.library.register_fake("anban::scan")
+@torch.library.register_fake("anban::scan")  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, softplus, orders, backend, save = arguments
     x, A = tensors[0], tensors[2]
@@ -289,7 +289,7 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, end, kept
 
 
-@torch.library.register_fake("anban::scan_backward")
+@torch.library.register_fake("anban::scan_backward")  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(t) if t is not None else arguments[0].new_empty(0) for t in arguments[:7])
 
@@ -310,7 +310,7 @@ def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tens
 torch.library.register_autograd("anban::scan", _differentiate, setup_context=_keep, lib=_LIBRARY)
 
 
-@register_flop_formula(torch.ops.anban.scan)
+@register_flop_formula(torch.ops.anban.scan)  # type: ignore[untyped-decorator]
 def _(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any = None, *_: Any, **__: Any) -> int:
     if len(delta) == 5:
         batch, height, width, directions, channels = delta

@@ -62,7 +62,7 @@ class Problem:
     def map(self, change: Callable[[Tensor], Tensor]) -> Problem:
         """The problem with every tensor changed."""
         changed = (None if tensor is None else change(tensor) for tensor in self.tensors())
-        return Problem(*changed, self.softplus, self.walks)  # type: ignore[arg-type]
+        return Problem(*changed, self.softplus, self.walks)  # type: ignore
 
     def promoted(self) -> Problem:
         """The problem in float64 if x is, else in float32: the precision of states, decays and sums."""
@@ -122,7 +122,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str,
                 do="leave the choice to auto, or install what is missing",
             )
         return wish, source
-    reasons = []
+    reasons: list[str] = []
     for name in BACKENDS:
         if importlib.util.find_spec(f"anban.ssm.backends.{name}") is None:
             continue

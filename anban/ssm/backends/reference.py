@@ -47,7 +47,8 @@ def recurrence(problem: Problem) -> tuple[Tensor, Tensor]:
             y = y + p.D[k] * x
         outputs.append(y[:, path.argsort()])
         ends.append(h)
-    merged = sum(outputs)[:, :, None] if shared else torch.stack(outputs, 2)
+    stacked = torch.stack(outputs, 2)
+    merged = stacked.sum(2, keepdim=True) if shared else stacked
     return merged, torch.stack(ends, 1)
 
 

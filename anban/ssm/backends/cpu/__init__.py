@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +43,12 @@ def padded(channels: int) -> int:
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     p = _Prepared(problem)
-    y = torch.empty(p.batch, p.pixels, p.groups, p.channels)
-    last = torch.empty(p.batch, p.directions, p.states, p.channels)
-    saved = torch.empty((p.batch, p.directions, p.chunks, p.states, p.channels) if save else 0)
+    y = _empty(p.batch, p.pixels, p.groups, p.channels)
+    last = _empty(p.batch, p.directions, p.states, p.channels)
+    saved = _empty(*((p.batch, p.directions, p.chunks, p.states, p.channels) if save else (0,)))
     width = 2 if p.states <= 2 and p.blocks % 2 == 0 else 1
     units = p.batch * p.groups * p.blocks // width
-    own = {
+    own: dict[str, Tensor | int] = {
         "units": units,
         "blocks": p.blocks // width,
         "save": int(save),
@@ -68,18 +69,18 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
     blocks = _slice(p.blocks, p.batch * p.groups)
     slices = p.blocks // blocks
     sequences = (p.batch, p.directions)
-    dx = torch.empty(p.batch, p.pixels, p.groups, p.channels)
-    ddelta = torch.empty(p.directions, p.batch, p.pixels, p.channels).permute(1, 2, 0, 3)
-    dA = torch.zeros(*sequences, p.states, p.channels)
+    dx = _empty(p.batch, p.pixels, p.groups, p.channels)
+    ddelta = _empty(p.directions, p.batch, p.pixels, p.channels).permute(1, 2, 0, 3)
+    dA = _zeros(*sequences, p.states, p.channels)
     per_pixel = (slices, *sequences, p.pixels, p.states)
     dB, dC = (
-        torch.zeros_like(dA) if m.dim() == 3 else torch.empty(per_pixel) for m in (problem.B, problem.C)
+        _zeros(*dA.shape) if m.dim() == 3 else _empty(*per_pixel) for m in (problem.B, problem.C)
     )
-    dD, dbias = (torch.zeros(*sequences, p.channels) for _ in range(2))
-    own = {"units": p.batch * p.groups * slices, "blocks": p.blocks, "slice": blocks}
+    dD, dbias = (_zeros(*sequences, p.channels) for _ in range(2))
+    own: dict[str, Tensor | int] = {"units": p.batch * p.groups * slices, "blocks": p.blocks, "slice": blocks}
     own |= {"saved": saved, "dy": dy, "dlast": dlast, "dx": dx, "ddelta": ddelta}
     own |= {"dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias, **_strides("ddelta", ddelta)}
-    _call("backward", p, own, p.batch * p.groups * slices, min(4, p.states))
+    _call("backward", p, own, p.batch * p.groups * slices)
 
     def constant(total: Tensor) -> Tensor:
         return total.sum(0)[..., :d].transpose(1, 2)
@@ -94,7 +95,8 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
             for total, given in ((dD, problem.D), (dbias, problem.bias))
         ),
     )
-    return Gradients(*(None if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True)))  # type: ignore[union-attr]
+    cast = (None if g is None or t is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True))
+    return Gradients(*cast)  # type: ignore[arg-type]
 
 
 class _Prepared:
@@ -110,7 +112,7 @@ class _Prepared:
         self.constant = problem.B.dim() == 3, problem.C.dim() == 3
         self.lanes = padded(1)
         self.blocks = self.channels // self.lanes
-        none = torch.zeros(self.directions, self.channels)
+        none = _zeros(self.directions, self.channels)
         self.tensors = {
             "x": _rows(problem.x, self.channels),
             "delta": _rows(problem.delta, self.channels),
@@ -124,6 +126,14 @@ class _Prepared:
         self.strides: dict[str, int] = {}
         for name in ("x", "delta", "B", "C"):
             self.strides |= _strides(name, self.tensors[name])
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def _rows(tensor: Tensor, channels: int) -> Tensor:
@@ -157,7 +167,9 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 def _slice(blocks: int, sequences: int) -> int:
     """Blocks in a unit of the backward pass: as many as possible, since dB and dC are reduced once per unit, and still work for
     several threads. It must not depend on the number of threads, or sums would."""
-    divisors = [n for n in range(1, 7) if blocks % n == 0]
+    from anban.ssm.backends.cpu import kernels
+
+    divisors = [n for n in range(1, kernels.LARGEST_SLICE + 1) if blocks % n == 0]
     for enough in (8, 4, 2):
         fitting = [n for n in divisors if sequences * blocks // n >= enough]
         if fitting:
@@ -165,7 +177,7 @@ def _slice(blocks: int, sequences: int) -> int:
     return divisors[-1]
 
 
-def _call(kind: str, p: _Prepared, own: Mapping[str, Tensor | int], units: int, variant: int) -> None:
+def _call(kind: str, p: _Prepared, own: Mapping[str, Tensor | int], units: int, *variant: int) -> None:
     from anban.ssm.backends.cpu import kernels, launch
 
     values: dict[str, Tensor | int] = {
@@ -179,18 +191,18 @@ def _call(kind: str, p: _Prepared, own: Mapping[str, Tensor | int], units: int, 
     }
     names = kernels.FORWARD if kind == "forward" else kernels.BACKWARD
     arguments = [v.data_ptr() if isinstance(v, Tensor) else v for v in map(values.__getitem__, names)]
-    launch.run(_kernel(kind, p.states, p.softplus, *p.constant, variant), arguments, units)
+    launch.run(_kernel(kind, p.states, p.softplus, p.constant, *variant), arguments, units)
 
 
 @functools.cache
-def _kernel(kind: str, states: int, softplus: bool, constant_B: bool, constant_C: bool, variant: int) -> int:
+def _kernel(kind: str, *variant: Any) -> int:
     """The address of the kernel for these; compiled, or read from the cache, when first asked for."""
     from anban.ssm.backends.cpu import build, kernels
     from anban.ssm.backends.cpu.emit import Emitter
 
     def write() -> str:
         target = build.target()
-        emitter = Emitter("kernel", target.lanes, avx512=target.avx512)
-        return getattr(kernels, kind)(emitter, states, softplus, constant_B, constant_C, variant)  # type: ignore[no-any-return]
+        text: str = getattr(kernels, kind)(Emitter(target.lanes, avx512=target.avx512), *variant)
+        return text
 
-    return build.address(f"{kind} {states} {softplus} {constant_B} {constant_C} {variant}", write)
+    return build.address(f"{kind} {variant}", write)

@@ -3,7 +3,7 @@
 A kernel is a Python function that runs once, while its code is being written; Python's own loops and branches unroll and
 specialise, `loop` and `when` write loops and branches of the kernel. Values are floats in `lanes` lanes, or 64-bit integers.
 
-    k = Emitter("scale", lanes=16, target)
+    k = Emitter(lanes=16)
     with k.loop(k.argument(0)) as i:
         k.store(k.argument(1), i * 64, 2.0 * k.load(k.argument(2), i * 64))
     k.finish()                                  # the text of a module for LLVM
@@ -91,21 +91,19 @@ class Variable:
 
 
 class Emitter:
-    """Writes one function `void name(i64 *arguments)`.
+    """Writes one function `void kernel(i64 *arguments)`.
 
     Args:
-        name: of the function.
         lanes: floats in a vector.
-        fused: whether the processor multiplies and adds in one instruction.
         avx512: whether it has AVX-512's own instructions for exponents.
     """
 
-    def __init__(self, name: str, lanes: int, *, avx512: bool = False):
+    def __init__(self, lanes: int, *, avx512: bool = False):
         self.lanes, self.avx512 = lanes, avx512
         self.vector = ir.VectorType(F32, lanes)
         self.integers = ir.VectorType(I32, lanes)
-        self.module = ir.Module(name)
-        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [POINTER]), name)
+        self.module = ir.Module("kernel")
+        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [POINTER]), "kernel")
         entry = self.function.append_basic_block("entry")
         self.builder = ir.IRBuilder(entry)
         self._arguments = self.builder.bitcast(self.function.args[0], I64.as_pointer())
@@ -157,9 +155,6 @@ class Emitter:
     def broadcast(self, address: Value, offset: Value | int = 0) -> Value:
         """One float in every lane."""
         number = self.builder.load(self._at(address, offset, F32), align=4)
-        return self.splat(number)
-
-    def splat(self, number: ir.Value) -> Value:
         one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.Constant(I32, 0))
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [ir.Constant(I32, 0)] * self.lanes)
         return Value(self, self.builder.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros))
@@ -170,9 +165,14 @@ class Emitter:
     def store_integer(self, address: Value, offset: Value | int, value: Value) -> None:
         self.builder.store(value.raw, self._at(address, offset, I64), align=8)
 
-    def copy_float(self, target: Value, source: Value, offset: int) -> None:
-        number = self.builder.load(self._at(source, offset, F32), align=4)
-        self.builder.store(number, self._at(target, offset, F32), align=4)
+    def copy(self, target: Value, source: Value, floats: int) -> None:
+        """So many floats from one place to another."""
+        vectors = floats // self.lanes
+        for i in range(vectors):
+            self.store(target, 4 * self.lanes * i, self.load(source, 4 * self.lanes * i))
+        for i in range(vectors * self.lanes, floats):
+            number = self.builder.load(self._at(source, 4 * i, F32), align=4)
+            self.builder.store(number, self._at(target, 4 * i, F32), align=4)
 
     def take(self, address: Value) -> Value:
         """The next number of a counter that all threads share."""
@@ -304,16 +304,20 @@ class Emitter:
             self, self.builder.select(self.builder.icmp_signed("<", a.raw, other.raw), a.raw, other.raw)
         )
 
-    def choose(self, condition: ir.Value, yes: Value, no: Value) -> Value:
-        return Value(self, self.builder.select(condition, yes.raw, no.raw))
+    def is_zero(self, a: Value) -> Value:
+        return Value(self, self.builder.icmp_signed("==", a.raw, self.integer(0).raw))
+
+    def is_positive(self, a: Value) -> Value:
+        return Value(self, self.builder.icmp_signed(">", a.raw, self.integer(0).raw))
+
+    def where(self, condition: Value, yes: Value, no: Value) -> Value:
+        return Value(self, self.builder.select(condition.raw, yes.raw, no.raw))
 
     @contextmanager
-    def when(self, condition: ir.Value) -> Iterator[None]:
-        with self.builder.if_then(condition):
+    def when(self, condition: Value) -> Iterator[None]:
+        """The body if the condition holds."""
+        with self.builder.if_then(condition.raw):
             yield
-
-    def is_zero(self, a: Value) -> ir.Value:
-        return self.builder.icmp_signed("==", a.raw, self.integer(0).raw)
 
     def finish(self) -> str:
         """End the function; the module's text."""

@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,12 +51,12 @@ def run(kernel: int, arguments: Sequence[int], units: int) -> None:
 
 
 @functools.cache
-def _function(kernel: int) -> ctypes._CFuncPtr:
+def _function(kernel: int) -> Any:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel)
 
 
 @functools.cache
-def _openmp() -> ctypes._CFuncPtr | None:
+def _openmp() -> Any:
     """`GOMP_parallel` of the OpenMP library in torch's own folder, or None."""
     libraries = Path(torch.__file__).parent / "lib"
     for file in sorted([*libraries.glob("libgomp*.so*"), *libraries.glob("libiomp5*.so*")]):
