@@ -20,10 +20,10 @@ FLOORS: dict[str, set[str]] = {
     "tasks/contract": {"recipe"},
     "tasks/change": {"official", "recipe", "data", "losses", "metrics", "testing", "tasks/contract"},
     "tasks": set(),
-    "engine": {"recipe", "record", "data", "tasks/contract", "tasks"},
+    "engine": {"recipe", "record", "data", "ssm", "tasks/contract", "tasks"},
     "study": {"recipe", "record", "metrics"},
     "report": {"record", "study"},
-    "cli": {"recipe", "record", "engine", "study", "report", "tasks"},
+    "cli": {"recipe", "record", "ssm", "engine", "study", "report", "tasks"},
 }
 
 

@@ -15,6 +15,7 @@ def env(json: AsJson = False) -> None:
     import anban
     from anban.recipe.schema import plugins
     from anban.record.environment import environment
+    from anban.ssm.backends import BACKENDS, choose, module
 
     usable = torch.cuda.is_available()
     if usable:
@@ -23,11 +24,17 @@ def env(json: AsJson = False) -> None:
         why = "this torch was built without CUDA"
     else:
         why = f"torch was built for CUDA {torch.version.cuda}, but no usable GPU or driver was found"
+    device = torch.device("cuda" if usable else "cpu")
+    scan, scan_why = choose("auto", device, torch.float32)
+    faults = {name: module(name).unusable(device, torch.float32) for name in BACKENDS}
     found: dict[str, Any] = {
         "anban": anban.__version__,
         **environment(),
-        "device": "cuda" if usable else "cpu",
+        "device": device.type,
         "device_because": why,
+        "scan_backend": scan,
+        "scan_backend_because": scan_why,
+        "scan_backends": {name: fault or "runs" for name, fault in faults.items()},
         "threads": torch.get_num_threads(),
         "plugins": sorted(plugins()),
     }
@@ -36,5 +43,5 @@ def env(json: AsJson = False) -> None:
         return
     for key, value in found.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
+            value = ("; " if key == "scan_backends" else ", ").join(f"{k} {v}" for k, v in value.items())
         print(f"{key}: {value}")

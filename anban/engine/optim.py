@@ -24,14 +24,15 @@ def parameter_groups(
         lr: rate of the backbone; layers outside it ("new") get `new_layer_rate` times as much. A network names its
             backbone by the parameter prefixes in its attribute `backbone`; without one every layer has the rate `lr`.
         decay_norm_and_bias: False leaves normalisation weights and all biases (tensors of at most one dimension)
-            without weight decay.
+            without weight decay, and so parameters that carry `_no_weight_decay`, as state-space layers mark theirs.
     """
     backbone = tuple(getattr(module, "backbone", ()))
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             new = bool(backbone) and not name.startswith(backbone)
-            decayed = decay_norm_and_bias or parameter.ndim > 1
+            exempt = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
+            decayed = decay_norm_and_bias or not exempt
             groups.setdefault((new, decayed), []).append(parameter)
     return [
         {

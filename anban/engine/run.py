@@ -28,6 +28,7 @@ from anban.recipe.recipe import task_sections
 from anban.recipe.schema import Arguments, pick
 from anban.recipe.yamlfile import read
 from anban.record import Ledger, RunFolder
+from anban.ssm.backends import used
 from anban.tasks.contract import OPTIMIZERS, SCHEDULES, Task
 
 #: What may be changed when a run is continued: how long it is, and how it is carried out.
@@ -174,6 +175,8 @@ def _train_and_evaluate(
             f"there was no validation with a defined {task.select}; the last weights are evaluated"
         )
     _final_scores(task, loop, config["eval"], run, "best" if best.is_file() else "last")
+    if run is not None and used:
+        run.update(scan=dict(used))
     if run is not None and loop.machine.profile:
         try:
             run.update(efficiency=profile(loop.model, task.example(), device=device, runs=10, warmup=2))

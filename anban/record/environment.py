@@ -24,6 +24,7 @@ PACKAGES = (
     "opencv-python-headless",
     "omegaconf",
     "triton",
+    "llvmlite",
 )
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from anban.errors import InputError
 from anban.ssm.backends import accumulator
+from anban.ssm.parameters import undecayed
 from anban.ssm.scan import selective_scan_2d
 
 Bimamba = Literal["none", "v1", "v2"]
@@ -119,10 +120,10 @@ class Mamba(nn.Module):
         self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
         _start_steps(self.dt_proj, dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
-        self.A_log = nn.Parameter(_s4d_real(inner, d_state))
-        self.D = nn.Parameter(torch.ones(inner))
+        self.A_log = undecayed(_s4d_real(inner, d_state))
+        self.D = undecayed(torch.ones(inner))
         if bimamba_type != "none":
-            self.A_b_log = nn.Parameter(_s4d_real(inner, d_state))
+            self.A_b_log = undecayed(_s4d_real(inner, d_state))
         if bimamba_type == "v2":
             self.conv1d_b = _depthwise(inner, d_conv, conv_bias)
             self.x_proj_b = nn.Linear(inner, rank + 2 * d_state, bias=False)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from anban.errors import InputError
 from anban.official import rename
 from anban.ssm.mamba import causal_conv, decay, scan_sequence
+from anban.ssm.parameters import undecayed
 
 ORDERS = ("row", "row-reversed")
 """The two directions of every mixer; the first dimension of its selective parameters."""
@@ -70,9 +71,9 @@ class BidirectionalMixer(nn.Module):
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, bias=conv_bias)
         self.x_proj = nn.Parameter(torch.empty(2, self.rank + 2 * d_state, inner))
         self.dt_proj = nn.Parameter(torch.empty(2, inner, self.rank))
-        self.dt_bias = nn.Parameter(torch.zeros(2, inner))
-        self.A_log = nn.Parameter(torch.empty(2, inner, d_state))
-        self.D = nn.Parameter(torch.ones(2, inner))
+        self.dt_bias = undecayed(torch.zeros(2, inner))
+        self.A_log = undecayed(torch.empty(2, inner, d_state))
+        self.D = undecayed(torch.ones(2, inner))
         self.out_proj = nn.Linear(inner, d_model, bias=bias)
         self._start()
 

@@ -13,6 +13,7 @@ and imports what it needs (Triton, llvmlite) inside its functions, so that listi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import os
@@ -30,6 +31,9 @@ BACKENDS = ("triton", "cpu", "chunked", "reference")
 """Fastest first."""
 VARIABLE = "ANBAN_SCAN_BACKEND"
 """The environment variable that stands in for `backend="auto"`."""
+
+used: dict[str, str] = {}
+"""What scans of this process have run on, backend -> why; a run writes it down."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,24 +114,31 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str,
     Raises:
         InputError: no such backend, or the named one cannot run here.
     """
-    wish, source = backend, "asked for"
-    if backend == "auto" and os.environ.get(VARIABLE):
-        wish, source = os.environ[VARIABLE], f"named by {VARIABLE}"
-    if wish != "auto":
-        fault = module(wish).unusable(device, dtype)
+    found = _choose(backend, os.environ.get(VARIABLE) or None, device.type, dtype)
+    used[found[0]] = found[1]
+    return found
+
+
+@functools.cache
+def _choose(backend: str, wish: str | None, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    source = "asked for"
+    if backend == "auto" and wish is not None:
+        backend, source = wish, f"named by {VARIABLE}"
+    if backend != "auto":
+        fault = module(backend).unusable(torch.device(device), dtype)
         if fault is not None:
             raise InputError(
-                f"the scan backend {wish!r}, {source}, cannot run here: {fault}",
+                f"the scan backend {backend!r}, {source}, cannot run here: {fault}",
                 expected="a backend for this device and data type",
                 do="leave the choice to auto, or install what is missing",
             )
-        return wish, source
+        return backend, source
     reasons: list[str] = []
     for name in BACKENDS:
         if importlib.util.find_spec(f"anban.ssm.backends.{name}") is None:
             continue
-        fault = module(name).unusable(device, dtype)
+        fault = module(name).unusable(torch.device(device), dtype)
         if fault is None:
-            return name, "; ".join([*reasons, f"{name} is the fastest that runs on {device.type}"])
+            return name, "; ".join([f"the fastest that runs on {device}", *reasons])
         reasons.append(f"not {name}: {fault}")
     raise AssertionError("the reference runs everywhere")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from anban.errors import InputError
 from anban.ssm.orders import CROSS
+from anban.ssm.parameters import undecayed
 from anban.ssm.scan import selective_scan_2d
 from anban.ssm.vmamba.forward_types import ForwardType, OutNorm
 from anban.ssm.vmamba.forward_types import forward_type as parse
@@ -124,11 +125,11 @@ class SS2D(Official):
         else:
             draw = torch.randn if initialize == "v1" else torch.rand
             step_weight, step_bias = 0.1 * draw(shape), 0.1 * draw(shape[:2])
-        self.A_logs = nn.Parameter(rates)
-        self.Ds = nn.Parameter(torch.ones(DIRECTIONS * self.d_inner))
+        self.A_logs = undecayed(rates)
+        self.Ds = undecayed(torch.ones(DIRECTIONS * self.d_inner))
         if kind.step != "full":
             self.dt_projs_weight = nn.Parameter(step_weight)
-        self.dt_projs_bias = nn.Parameter(step_bias)
+        self.dt_projs_bias = undecayed(step_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scanned image, in the layout and shape of x."""

@@ -73,9 +73,7 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
     ddelta = _empty(p.directions, p.batch, p.pixels, p.channels).permute(1, 2, 0, 3)
     dA = _zeros(*sequences, p.states, p.channels)
     per_pixel = (slices, *sequences, p.pixels, p.states)
-    dB, dC = (
-        _zeros(*dA.shape) if m.dim() == 3 else _empty(*per_pixel) for m in (problem.B, problem.C)
-    )
+    dB, dC = (_zeros(*dA.shape) if m.dim() == 3 else _empty(*per_pixel) for m in (problem.B, problem.C))
     dD, dbias = (_zeros(*sequences, p.channels) for _ in range(2))
     own: dict[str, Tensor | int] = {"units": p.batch * p.groups * slices, "blocks": p.blocks, "slice": blocks}
     own |= {"saved": saved, "dy": dy, "dlast": dlast, "dx": dx, "ddelta": ddelta}
@@ -117,8 +115,12 @@ class _Prepared:
             "x": _rows(problem.x, self.channels),
             "delta": _rows(problem.delta, self.channels),
             "A": _states_first(problem.A * LOG2E, self.channels),
-            "B": _states_first(problem.B, self.channels) if self.constant[0] else problem.B.float(),
-            "C": _states_first(problem.C, self.channels) if self.constant[1] else problem.C.float(),
+            "B": _states_first(problem.B, self.channels)
+            if self.constant[0]
+            else _rows(problem.B, self.states),
+            "C": _states_first(problem.C, self.channels)
+            if self.constant[1]
+            else _rows(problem.C, self.states),
             "D": none if problem.D is None else _rows(problem.D, self.channels).contiguous(),
             "bias": none if problem.bias is None else _rows(problem.bias, self.channels).contiguous(),
             "walks": torch.tensor(problem.walks, dtype=torch.int64),
@@ -139,9 +141,32 @@ def _zeros(*shape: int) -> Tensor:
 def _rows(tensor: Tensor, channels: int) -> Tensor:
     """In float32, channels (the last dimension) next to each other and zeros up to `channels`."""
     tensor = tensor.float()
+    if (
+        tensor.stride(-1) != 1
+        and tensor.dim() == 4
+        and tensor.stride(1) == 1
+        and min(tensor.shape[1::2]) >= padded(1)
+    ):
+        return _turned(tensor, channels)
     if tensor.shape[-1] != channels:
         tensor = F.pad(tensor, (0, channels - tensor.shape[-1]))
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _turned(tensor: Tensor, channels: int) -> Tensor:
+    """A sequence (batch, L, K, d) whose steps lie next to each other, with its channels next to each other."""
+    from anban.ssm.backends.cpu import launch
+
+    batch, steps, groups, d = tensor.shape
+    planes = tensor.permute(0, 2, 3, 1).flatten(
+        0, 1
+    )  # (batch K, d, L); a copy only if batch and K cannot be one dimension
+    turned = (_empty if d == channels else _zeros)(batch * groups, steps, channels)
+    blocks = -(-d // padded(1))
+    sizes = [0, batch * groups * blocks, blocks, d, steps, planes.data_ptr(), turned.data_ptr()]
+    strides = [4 * m.stride(dim) for m in (planes, turned) for dim in (1, 0)]
+    launch.run(_kernel("transpose"), [*sizes, *strides], batch * groups * blocks)
+    return turned.unflatten(0, (batch, groups)).transpose(1, 2)
 
 
 def _states_first(matrix: Tensor, channels: int) -> Tensor:

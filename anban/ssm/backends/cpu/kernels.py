@@ -33,7 +33,11 @@ BACKWARD = tuple(
     dx ddelta dA dB dC dD dbias {_STRIDES} ddelta_batch ddelta_pixel ddelta_direction
     """.split()
 )
-"""The arguments of the two kernels, 64-bit integers, in this order: numbers, addresses, strides.
+TRANSPOSE = (
+    *("counter", "units", "blocks", "rows", "columns", "source", "target"),
+    *("source_row", "source_plane", "target_row", "target_plane"),
+)
+"""The arguments of the kernels, 64-bit integers, in this order: numbers, addresses, strides.
 
 `units` pieces of work are taken from `counter`; `blocks` pieces of the channels (`slice` of them in a unit of the backward pass);
 `outer` groups of `inner` directions each read one x and add to one y.
@@ -43,6 +47,38 @@ BACKWARD = tuple(
 def forward(k: Emitter, states: int, with_softplus: bool, constant: tuple[bool, bool], width: int) -> str:
     """y and the last states. A unit is a batch entry, a group of directions, a block of `width` vectors of channels."""
     return _Forward(k, states, with_softplus, constant, FORWARD, width).write()
+
+
+def transpose(k: Emitter) -> str:
+    """Rows become columns, `lanes` of each at a time; for sequences that come as (channels, steps).
+
+    A unit is a plane and a block of rows. Rows and columns are at least `lanes`; the last block and the last tile reach back over
+    what was written before.
+    """
+    a = {name: k.argument(place) for place, name in enumerate(TRANSPOSE)}
+    with k.work(a["counter"], a["units"]) as unit:
+        plane, block = unit // a["blocks"], unit % a["blocks"]
+        row = k.smaller(block * k.lanes, a["rows"] - k.lanes)
+        source = a["source"] + plane * a["source_plane"] + row * a["source_row"]
+        target = a["target"] + plane * a["target_plane"] + row * 4
+        with k.loop((a["columns"] + (k.lanes - 1)) // k.lanes) as tile:
+            column = k.smaller(tile * k.lanes, a["columns"] - k.lanes)
+            vectors = [k.load(source, a["source_row"] * i + column * 4) for i in range(k.lanes)]
+            distance = 1
+            while distance < k.lanes:
+                low = [k.lanes + i - distance if i & distance else i for i in range(k.lanes)]
+                high = [k.lanes + i if i & distance else i + distance for i in range(k.lanes)]
+                for i in range(k.lanes):
+                    if not i & distance:
+                        one, two = vectors[i], vectors[i + distance]
+                        vectors[i], vectors[i + distance] = (
+                            k.shuffle(one, two, low),
+                            k.shuffle(one, two, high),
+                        )
+                distance *= 2
+            for i, vector in enumerate(vectors):
+                k.store(target, (column + i) * a["target_row"], vector)
+    return k.finish()
 
 
 def backward(k: Emitter, states: int, with_softplus: bool, constant: tuple[bool, bool]) -> str:
