@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("loop", "counts", "bootstrap", "lovasz", "cli", "tiles", "scenes")
+NAMES = ("loop", "counts", "bootstrap", "lovasz", "cli", "tiles", "scenes", "ssm_cpu")
 
 
 def main() -> None:
@@ -35,21 +35,21 @@ def main() -> None:
     )  # read by torch when it is imported, and by our child processes
     from loguru import logger
 
-    from benchmarks.timing import Unavailable, write_results, write_table
+    from benchmarks.timing import Findings, Unavailable, write_results, write_table
 
     logger.disable("anban")
     for name in chosen.names or NAMES:
         module = importlib.import_module(f"benchmarks.{name}")
         begun = time.perf_counter()
         try:
-            rows = module.run(chosen.rounds)
+            found = module.run(chosen.rounds)
         except Unavailable as why:
             print(f"{name}: left out, {why}", file=sys.stderr)
             continue
         seconds = time.perf_counter() - begun
-        write_results(chosen.out, name, module.__doc__ or "", rows, seconds)
+        write_results(chosen.out, name, module.__doc__ or "", found, seconds)
         print(f"{name}: {seconds:.0f} s", file=sys.stderr)
-        for row in rows:
+        for row in found.rows if isinstance(found, Findings) else found:
             print(f"  {row}")
     write_table(chosen.out, NAMES)
 

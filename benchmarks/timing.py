@@ -216,6 +216,14 @@ def _span(values: Sequence[float], unit: str | None = None) -> str:
     return f"{mid}{name} ({low}–{high})" if len(values) > 1 else f"{mid}{name}"
 
 
+class Findings(NamedTuple):
+    """What a benchmark with a page of its own hands over: its rows, whatever else it found, and the page."""
+
+    rows: Sequence[Row]
+    details: Mapping[str, Any]
+    page: str
+
+
 # Files ----------------------------------------------------------------------------------------------------------
 
 
@@ -238,8 +246,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_results(folder: Path, name: str, about: str, rows: Iterable[Row], took: float) -> Path:
-    """`<folder>/<name>.json`: every single value, with the date, the commit and the machine."""
+def write_results(folder: Path, name: str, about: str, found: Findings | Sequence[Row], took: float) -> Path:
+    """`<folder>/<name>.json`: every single value, with the date, the commit and the machine; the page as `<name>.md`."""
+    findings = found if isinstance(found, Findings) else Findings(found, {}, "")
     content = {
         "format": FORMAT,
         "name": name,
@@ -248,9 +257,12 @@ def write_results(folder: Path, name: str, about: str, rows: Iterable[Row], took
         "commit": commit(),
         "seconds": round(took, 1),
         "machine": machine(),
-        "rows": [row.to_dict() for row in rows],
+        "rows": [row.to_dict() for row in findings.rows],
     }
     folder.mkdir(parents=True, exist_ok=True)
+    if findings.page:
+        content |= {"page": f"{name}.md", "details": findings.details}
+        (folder / f"{name}.md").write_text(findings.page, encoding="utf-8")
     file = folder / f"{name}.json"
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
@@ -267,12 +279,14 @@ less. The JSON files hold the single values.
 
 
 def write_table(folder: Path, names: Iterable[str]) -> Path:
-    """`<folder>/README.md`: the rows of all the JSON files there, and when and where each was measured."""
+    """`<folder>/README.md`: the rows of the JSON files there that have no page, and when and where each was measured."""
     paths = [folder / f"{name}.json" for name in names]
     files = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
     header = ("benchmark", "case", "ours", "peer", "ours takes", "peer takes", "ratio", "CPU ratio", "pairs")
     lines = [INTRODUCTION, _line(header), _line(["---"] * len(header))]
     for file in files:
+        if "page" in file:
+            continue
         lines += [_line([file["name"], *Row.from_dict(row).cells()]) for row in file["rows"]]
     lines += ["", "## What is compared, when and where"]
     for place in dict.fromkeys(_place(file) for file in files):
@@ -298,4 +312,5 @@ def _place(file: Mapping[str, Any]) -> str:
 def _entry(file: Mapping[str, Any]) -> str:
     code, plus, state = (file["commit"] or "unknown").partition("+")
     measured = f"{file['date']}, commit {code[:12]}{plus}{state}, {file['seconds']:.0f} s, load {file['machine']['load']}"
-    return f"- **{file['name']}** ({measured}): {file['about']}"
+    name = f"[{file['name']}]({file['page']})" if "page" in file else file["name"]
+    return f"- **{name}** ({measured}): {file['about']}"

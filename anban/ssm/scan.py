@@ -98,7 +98,7 @@ def selective_scan(
         raise _refuse("A", A, f"(dim, N) = ({dim}, N)")
     states = A.shape[1]
     B, C = (m.unsqueeze(1) if m.dim() == 3 else m for m in (B, C))
-    groups = max((m.shape[1] for m in (B, C) if m.dim() == 4), default=1)
+    groups = max([1, *(m.shape[1] for m in (B, C) if m.dim() == 4)])
     for name, m in (("B", B), ("C", C)):
         own = m.shape[1] if m.dim() == 4 else 1
         if own < 1 or groups % own or dim % groups:
@@ -157,6 +157,10 @@ def selective_scan_2d(
         raise _refuse("x", x, "(batch, H, W, d), none of them 0")
     batch, height, width, channels = x.shape
     directions = len(orders)
+    if not orders:
+        raise InputError(
+            "no scan order is given", where="selective scan, orders", expected=f"some of {', '.join(ORDERS)}"
+        )
     if A.dim() != 3 or A.shape[:2] != (directions, channels) or A.shape[2] < 1:
         raise _refuse("A", A, f"(K, d, N) = ({directions}, {channels}, N) for {directions} orders")
     _shape("delta", delta, (batch, height, width, directions, channels))
@@ -307,7 +311,14 @@ def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tens
     return *gradients, None, None, None, None
 
 
+def _no_second(ctx: Any, *_: Tensor) -> None:
+    raise NotImplementedError(
+        "the selective scan has no second derivatives; use the formula in anban.ssm.backends.reference.recurrence for them"
+    )
+
+
 torch.library.register_autograd("anban::scan", _differentiate, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("anban::scan_backward", _no_second, lib=_LIBRARY)
 
 
 @register_flop_formula(torch.ops.anban.scan)  # type: ignore[untyped-decorator]

@@ -114,7 +114,7 @@ class _Prepared:
         self.tensors = {
             "x": _rows(problem.x, self.channels),
             "delta": _rows(problem.delta, self.channels),
-            "A": _states_first(problem.A * LOG2E, self.channels),
+            "A": _states_first(problem.A.float() * LOG2E, self.channels),
             "B": _states_first(problem.B, self.channels)
             if self.constant[0]
             else _rows(problem.B, self.states),
