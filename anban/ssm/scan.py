@@ -305,20 +305,17 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # create_graph=True
+        raise NotImplementedError(
+            "the selective scan has no second derivatives; anban.ssm.backends.reference.recurrence is plain torch and has them"
+        )
     *tensors, saved = ctx.saved_tensors
     found = torch.ops.anban.scan_backward(*tensors, *ctx.options, saved, dy, dlast)
     gradients = (None if t is None else gradient for t, gradient in zip(tensors, found, strict=True))
     return *gradients, None, None, None, None
 
 
-def _no_second(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError(
-        "the selective scan has no second derivatives; use the formula in anban.ssm.backends.reference.recurrence for them"
-    )
-
-
 torch.library.register_autograd("anban::scan", _differentiate, setup_context=_keep, lib=_LIBRARY)
-torch.library.register_autograd("anban::scan_backward", _no_second, lib=_LIBRARY)
 
 
 @register_flop_formula(torch.ops.anban.scan)  # type: ignore[untyped-decorator]
