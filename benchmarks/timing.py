@@ -249,7 +249,7 @@ def machine() -> dict[str, Any]:
 def write_results(folder: Path, name: str, about: str, found: Findings | Sequence[Row], took: float) -> Path:
     """`<folder>/<name>.json`: every single value, with the date, the commit and the machine; the page as `<name>.md`."""
     findings = found if isinstance(found, Findings) else Findings(found, {}, "")
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
         "about": " ".join(about.split()),

@@ -46,23 +46,38 @@ def polynomial(k: Emitter, x: Value, coefficients: tuple[float, ...]) -> Value:
 
 def exp2(k: Emitter, x: Value) -> Value:
     """2^x; relative error 1e-7; inf above 128, NaN for NaN; below -126, without AVX-512, 2^-126 instead of less."""
+    if not k.avx512:
+        x = k.minimum(k.maximum(x, -126.0), 128.0)
+    shifted = x + _grid(k)
+    return _power(k, shifted, x - (shifted - _grid(k)))
+
+
+def exp_of_negative(k: Emitter, x: Value) -> Value:
+    """e^x for x <= 0; relative error 2e-7 however small: x log2(e) is not rounded on the way."""
+    if not k.avx512:
+        x = k.maximum(x, -87.0)
+    shifted = k.fma(x, LOG2E, _grid(k))
+    return _power(k, shifted, k.fma(x, LOG2E, _grid(k) - shifted))
+
+
+def _grid(k: Emitter) -> float:
+    """Adding it rounds to the multiples of 1/16 or 1 whose powers of two are at hand."""
+    return ROUND / 16 if k.avx512 else ROUND
+
+
+def _power(k: Emitter, shifted: Value, rest: Value) -> Value:
+    """2^(whole + rest), where `shifted` is whole + `_grid`."""
     if k.avx512:
-        shifted = x + ROUND / 16
-        sixteenths = shifted - ROUND / 16
-        rest = x - sixteenths
         power = k.lookup(SIXTEENTHS, shifted)
         beyond = rest * polynomial(k, rest, EXP2_SMALL[1:])
-        return k.scaled(k.fma(power, beyond, power), sixteenths)
-    x = k.minimum(k.maximum(x, -126.0), 128.0)
-    shifted = x + ROUND
-    power = polynomial(k, x - (shifted - ROUND), EXP2)
+        return k.scaled(k.fma(power, beyond, power), shifted - _grid(k))
     exponent = k.builder.shl(k.bits(shifted), ir.Constant(k.integers, [ir.Constant(I32, 23)] * k.lanes))
-    return k.unbits(k.builder.add(k.bits(power), exponent))
+    return k.unbits(k.builder.add(k.bits(polynomial(k, rest, EXP2)), exponent))
 
 
 def softplus(k: Emitter, x: Value) -> tuple[Value, Value]:
-    """log(1 + e^x) = max(x, 0) + log1p(t) with t = e^-|x|; returns it and t. Relative error 2e-7 everywhere."""
-    t = exp2(k, k.absolute(x) * -LOG2E)
+    """log(1 + e^x) = max(x, 0) + log1p(t) with t = e^-|x|; returns it and t. Relative error 3e-7 down to x = -20, 1e-6 at -85."""
+    t = exp_of_negative(k, 0.0 - k.absolute(x))
     return k.fma(t, polynomial(k, t, LOG1P), k.maximum(x, 0.0)), t
 
 
