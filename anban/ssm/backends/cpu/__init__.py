@@ -190,16 +190,14 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _slice(blocks: int, sequences: int) -> int:
-    """Blocks in a unit of the backward pass: as many as possible, since dB and dC are reduced once per unit, and still work for
-    several threads. It must not depend on the number of threads, or sums would."""
+    """Blocks in a unit of the backward pass. dB and dC are reduced once per unit, which costs a third of a unit of one block and
+    little from three on; beyond that, units for several threads matter more. The number of threads itself must not matter, or
+    sums would depend on it."""
     from anban.ssm.backends.cpu import kernels
 
     divisors = [n for n in range(1, kernels.LARGEST_SLICE + 1) if blocks % n == 0]
-    for enough in (8, 4, 2):
-        fitting = [n for n in divisors if sequences * blocks // n >= enough]
-        if fitting:
-            return fitting[-1]
-    return divisors[-1]
+    cheap = [n for n in divisors if n >= 3] or divisors[-1:]
+    return max((n for n in cheap if sequences * blocks // n >= 8), default=cheap[0])
 
 
 def _call(kind: str, p: _Prepared, own: Mapping[str, Tensor | int], units: int, *variant: int) -> None:

@@ -15,7 +15,7 @@ from anban.ssm.backends.cpu.functions import LOG2E, exp2, logistic, softplus
 
 STEPS = 32
 """Steps in a chunk; the states before every chunk are kept for the backward pass."""
-LARGEST_SLICE = 6
+LARGEST_SLICE = 8
 """Blocks of channels in a unit of the backward pass, at most."""
 TOGETHER = 4
 """States that the backward pass handles at once: more would not fit into 32 registers."""
