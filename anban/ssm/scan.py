@@ -269,7 +269,7 @@ def _as_given(gradient: Tensor, tensor: Tensor, image: bool) -> Tensor:
     """The gradient of a problem's tensor in the shape of the user's: the way back from `_problem`."""
     if not image and gradient.dim() == 4:
         gradient = gradient.permute(0, 2, 3, 1)
-    return gradient.reshape(tensor.shape)
+    return gradient if gradient.shape == tensor.shape else gradient.reshape(tensor.shape)
 
 
 for _device in ("CPU", "CUDA"):

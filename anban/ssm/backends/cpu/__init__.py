@@ -58,7 +58,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     }
     _call("forward", p, own, units, width)
     d = problem.delta.shape[-1]
-    return y[..., :d].contiguous(), last[..., :d].transpose(2, 3).contiguous(), saved
+    return _cut(y, d).contiguous(), _cut(last, d).transpose(2, 3), saved
 
 
 def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Gradients:
@@ -68,7 +68,7 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
     dlast = _rows(dlast.transpose(2, 3), p.channels).contiguous()
     blocks = _slice(p.blocks, p.batch * p.groups)
     slices = p.blocks // blocks
-    sequences = (p.batch, p.directions)
+    sequences = p.batch, p.directions
     dx = _empty(p.batch, p.pixels, p.groups, p.channels)
     ddelta = _empty(p.directions, p.batch, p.pixels, p.channels).permute(1, 2, 0, 3)
     dA = _zeros(*sequences, p.states, p.channels)
@@ -80,21 +80,31 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
     own |= {"dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias, **_strides("ddelta", ddelta)}
     _call("backward", p, own, p.batch * p.groups * slices)
 
-    def constant(total: Tensor) -> Tensor:
-        return total.sum(0)[..., :d].transpose(1, 2)
+    def matrix(parts: Tensor) -> Tensor:
+        """(K, d, N) from a constant matrix's parts; (batch, P, K, N) from a pixel's."""
+        return (
+            _total(parts).permute(0, 2, 1, 3) if parts.dim() == 5 else _cut(_total(parts), d).transpose(1, 2)
+        )
 
+    vectors = ((dD, problem.D), (dbias, problem.bias))
     found = (
-        dx[..., :d],
-        ddelta[..., :d],
-        constant(dA),
-        *(constant(m) if m.dim() == 4 else m.sum(0).permute(0, 2, 1, 3) for m in (dB, dC)),
-        *(
-            None if given is None else total.sum(0)[..., :d]
-            for total, given in ((dD, problem.D), (dbias, problem.bias))
-        ),
+        _cut(dx, d),
+        _cut(ddelta, d),
+        *(matrix(m) for m in (dA, dB, dC)),
+        *(None if given is None else _cut(_total(parts), d) for parts, given in vectors),
     )
     cast = (None if g is None or t is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True))
     return Gradients(*cast)  # type: ignore[arg-type]
+
+
+def _cut(tensor: Tensor, channels: int) -> Tensor:
+    """Without the channels that only fill vectors."""
+    return tensor if tensor.shape[-1] == channels else tensor[..., :channels]
+
+
+def _total(parts: Tensor) -> Tensor:
+    """The sum over the first dimension; a view where it has one entry."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 class _Prepared:
@@ -166,7 +176,7 @@ def _turned(tensor: Tensor, channels: int) -> Tensor:
     sizes = [0, batch * groups * blocks, blocks, d, steps, planes.data_ptr(), turned.data_ptr()]
     strides = [4 * m.stride(dim) for m in (planes, turned) for dim in (1, 0)]
     launch.run(_kernel("transpose"), [*sizes, *strides], batch * groups * blocks)
-    return turned.unflatten(0, (batch, groups)).transpose(1, 2)
+    return turned.view(batch, groups, steps, channels).transpose(1, 2)
 
 
 def _states_first(matrix: Tensor, channels: int) -> Tensor:

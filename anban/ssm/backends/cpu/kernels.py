@@ -370,7 +370,13 @@ class _Backward(_Kernel):
             step, tail = softplus(k, raw)
             self.put("sigma", t, logistic(k, raw, tail))
         self.put("s", t, step)
-        self.fetch_ahead(t, self.column, (self.dy, self.y_pixel), (self.dx, self.y_pixel), (self.ddelta, self.a["ddelta_pixel"]))
+        self.fetch_ahead(
+            t,
+            self.column,
+            (self.dy, self.y_pixel),
+            (self.dx, self.y_pixel),
+            (self.ddelta, self.a["ddelta_pixel"]),
+        )
         return step, k.load(self.x, pixel * self.a["x_pixel"] + self.column)
 
     def end(
