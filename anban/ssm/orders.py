@@ -18,7 +18,7 @@ class Walk(NamedTuple):
 
     start: int
     step: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     jump: int
 
     def pixel(self, t: int) -> int:

@@ -245,8 +245,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, softplus, orders, backend, save = arguments
     y, last, saved = _module(backend, tensors[0]).forward(_problem(tensors, softplus, orders), save)
     if orders:
-        return y.view(tensors[0].shape), last, saved
-    return y.permute(0, 2, 3, 1).flatten(1, 2), last.flatten(1, 2), saved
+        return y.reshape(tensors[0].shape).contiguous(), last.contiguous(), saved
+    return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), last.flatten(1, 2).contiguous(), saved
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -266,10 +266,16 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _as_given(gradient: Tensor, tensor: Tensor, image: bool) -> Tensor:
-    """The gradient of a problem's tensor in the shape of the user's: the way back from `_problem`."""
+    """The gradient of a problem's tensor in the shape of the user's, the way back from `_problem`, and in the layout that
+    `torch.empty_like` would give it, which is what compiled code counts on."""
     if not image and gradient.dim() == 4:
         gradient = gradient.permute(0, 2, 3, 1)
-    return gradient if gradient.shape == tensor.shape else gradient.reshape(tensor.shape)
+    gradient = gradient.reshape(tensor.shape)
+    if gradient.is_contiguous() and tensor.is_contiguous():
+        return gradient
+    if gradient.stride() == torch.empty_like(tensor, device="meta").stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
 
 
 for _device in ("CPU", "CUDA"):

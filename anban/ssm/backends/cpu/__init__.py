@@ -58,7 +58,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     }
     _call("forward", p, own, units, width)
     d = problem.delta.shape[-1]
-    return _cut(y, d).contiguous(), _cut(last, d).transpose(2, 3), saved
+    return _laid_out(_cut(y, d), problem.x), _cut(last, d).transpose(2, 3), saved
 
 
 def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Gradients:
@@ -70,9 +70,9 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
     slices = p.blocks // blocks
     sequences = p.batch, p.directions
     dx = _empty(p.batch, p.pixels, p.groups, p.channels)
-    ddelta = _empty(p.directions, p.batch, p.pixels, p.channels).permute(1, 2, 0, 3)
+    ddelta = torch.empty_like(p.tensors["delta"])  # in its layout, whatever that is
     dA = _zeros(*sequences, p.states, p.channels)
-    per_pixel = (slices, *sequences, p.pixels, p.states)
+    per_pixel = (slices, p.batch, p.pixels, p.directions, p.states)
     dB, dC = (_zeros(*dA.shape) if m.dim() == 3 else _empty(*per_pixel) for m in (problem.B, problem.C))
     dD, dbias = (_zeros(*sequences, p.channels) for _ in range(2))
     own: dict[str, Tensor | int] = {"units": p.batch * p.groups * slices, "blocks": p.blocks, "slice": blocks}
@@ -88,8 +88,8 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
 
     vectors = ((dD, problem.D), (dbias, problem.bias))
     found = (
-        _cut(dx, d),
-        _cut(ddelta, d),
+        _laid_out(_cut(dx, d), problem.x),
+        _laid_out(_cut(ddelta, d), problem.delta),
         *(matrix(m) for m in (dA, dB, dC)),
         *(None if given is None else _cut(_total(parts), d) for parts, given in vectors),
     )
@@ -163,20 +163,28 @@ def _rows(tensor: Tensor, channels: int) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _turned(tensor: Tensor, channels: int) -> Tensor:
-    """A sequence (batch, L, K, d) whose steps lie next to each other, with its channels next to each other."""
+def _turned(tensor: Tensor, width: int) -> Tensor:
+    """(batch, p, K, q) whose p lie next to each other -> the same with q next to each other, and zeros up to `width`."""
     from anban.ssm.backends.cpu import launch
 
-    batch, steps, groups, d = tensor.shape
+    batch, p, groups, q = tensor.shape
     planes = tensor.permute(0, 2, 3, 1).flatten(
         0, 1
-    )  # (batch K, d, L); a copy only if batch and K cannot be one dimension
-    turned = (_empty if d == channels else _zeros)(batch * groups, steps, channels)
-    blocks = -(-d // padded(1))
-    sizes = [0, batch * groups * blocks, blocks, d, steps, planes.data_ptr(), turned.data_ptr()]
+    )  # (batch K, q, p); a copy only if batch and K cannot be one dimension
+    turned = (_empty if q == width else _zeros)(batch * groups, p, width)
+    blocks = -(-q // padded(1))
+    sizes = [0, batch * groups * blocks, blocks, q, p, planes.data_ptr(), turned.data_ptr()]
     strides = [4 * m.stride(dim) for m in (planes, turned) for dim in (1, 0)]
     launch.run(_kernel("transpose"), [*sizes, *strides], batch * groups * blocks)
-    return turned.view(batch, groups, steps, channels).transpose(1, 2)
+    return turned.view(batch, groups, p, width).transpose(1, 2)
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A result (batch, P, K, d) with its steps next to each other if those of the input are."""
+    steps, channels = tensor.shape[1], tensor.shape[3]
+    if like.stride(3) == 1 or like.stride(1) != 1 or min(steps, channels) < padded(1):
+        return tensor
+    return _turned(tensor.transpose(1, 3), steps).transpose(1, 3)
 
 
 def _states_first(matrix: Tensor, channels: int) -> Tensor:

@@ -72,11 +72,16 @@ def _named(processor: str) -> Target:
     return Target(processor, "", lanes, processor in wide)
 
 
-def folder() -> Path:
-    """Where compiled kernels are kept."""
-    if "ANBAN_CACHE" in os.environ:
-        return Path(os.environ["ANBAN_CACHE"]) / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anban" / "kernels"
+def folder() -> Path | None:
+    """Where compiled kernels are kept; None for a user without a home."""
+    named = os.environ.get("ANBAN_CACHE")
+    if named:
+        return Path(named) / "kernels"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return caches / "anban" / "kernels"
 
 
 def address(name: str, write: Callable[[], str]) -> int:
@@ -90,7 +95,10 @@ def address(name: str, write: Callable[[], str]) -> int:
 
 def _object(name: str, write: Callable[[], str]) -> bytes:
     """The object file, from the cache or from LLVM."""
-    file = folder() / f"{_key(name)}.o"
+    where = folder()
+    if where is None:
+        return _compile(write())
+    file = where / f"{_key(name)}.o"
     kept = _read(file)
     if kept is None:
         kept = _compile(write())

@@ -231,9 +231,10 @@ class _Backward(_Kernel):
                     a["ddelta"] + batch * a["ddelta_batch"] + direction * a["ddelta_direction"] + here
                 )
                 self.vector = self.sequence * self.channels + here
-                sequences = a["units"] // slices * a["inner"]
-                # dB and dC are (slices, batch, K, P, N): a unit writes the N numbers of a pixel next to each other
-                self.run = (part * sequences + self.sequence) * a["pixels"] * (4 * states)
+                # dB and dC are (slices, batch, P, K, N): a unit writes the N numbers of a pixel next to each other
+                size, batches = 4 * self.states, a["units"] // slices // a["outer"]
+                self.pixel_size = a["inner"] * a["outer"] * size
+                self.run = (part * batches + batch) * a["pixels"] * self.pixel_size + direction * size
                 self.scan(k.is_zero(inner), here)
         return k.finish()
 
@@ -402,7 +403,8 @@ class _Backward(_Kernel):
             k.store(self.sums, group * self.row, across(k, vectors))
         size = 4 * self.states
         with k.loop(self.count) as t:
-            k.copy(self.a[f"d{name}"] + self.run + self.pixel(t) * size, self.sums + t * size, self.states)
+            target = self.a[f"d{name}"] + self.run + self.pixel(t) * self.pixel_size
+            k.copy(target, self.sums + t * size, self.states)
 
     def put(self, name: str, t: Value, value: Value, i: int = 0) -> None:
         rows = self.together if name in ("a", "ah") else 1
