@@ -82,9 +82,7 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
 
     def matrix(parts: Tensor) -> Tensor:
         """(K, d, N) from a constant matrix's parts; (batch, P, K, N) from a pixel's."""
-        return (
-            _total(parts).permute(0, 2, 1, 3) if parts.dim() == 5 else _cut(_total(parts), d).transpose(1, 2)
-        )
+        return _total(parts) if parts.dim() == 5 else _cut(_total(parts), d).transpose(1, 2)
 
     vectors = ((dD, problem.D), (dbias, problem.bias))
     found = (
@@ -133,7 +131,7 @@ class _Prepared:
             else _rows(problem.C, self.states),
             "D": none if problem.D is None else _rows(problem.D, self.channels).contiguous(),
             "bias": none if problem.bias is None else _rows(problem.bias, self.channels).contiguous(),
-            "walks": torch.tensor(problem.walks, dtype=torch.int64),
+            "walks": torch.tensor(problem.walks, dtype=torch.int64, device="cpu"),
         }
         self.strides: dict[str, int] = {}
         for name in ("x", "delta", "B", "C"):
@@ -241,9 +239,5 @@ def _kernel(kind: str, *variant: Any) -> int:
     from anban.ssm.backends.cpu import build, kernels
     from anban.ssm.backends.cpu.emit import Emitter
 
-    def write() -> str:
-        target = build.target()
-        text: str = getattr(kernels, kind)(Emitter(target.lanes, avx512=target.avx512), *variant)
-        return text
-
-    return build.address(f"{kind} {variant}", write)
+    target = build.target()
+    return build.address(getattr(kernels, kind)(Emitter(target.lanes, avx512=target.avx512), *variant))

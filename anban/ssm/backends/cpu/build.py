@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,43 +83,31 @@ def folder() -> Path | None:
     return caches / "anban" / "kernels"
 
 
-def address(name: str, write: Callable[[], str]) -> int:
-    """The address of the compiled kernel whose text `write` returns; `name` says all that distinguishes it.
-
-    Not to be called again for what was compiled before in this process: the caller keeps addresses.
-    """
+def address(text: str) -> int:
+    """The address of the kernel of that text, compiled now or earlier. The caller keeps it: each call loads the code anew."""
     with _lock:
-        return _load(_object(name, write))
+        return _load(_object(text))
 
 
-def _object(name: str, write: Callable[[], str]) -> bytes:
+def _object(text: str) -> bytes:
     """The object file, from the cache or from LLVM."""
     where = folder()
     if where is None:
-        return _compile(write())
-    file = where / f"{_key(name)}.o"
+        return _compile(text)
+    file = where / f"{_key(text)}.o"
     kept = _read(file)
     if kept is None:
-        kept = _compile(write())
+        kept = _compile(text)
         _keep(file, kept)
     return kept
 
 
-@functools.cache
-def _sources() -> bytes:
-    """A digest of the code that writes kernels: whoever changes it gets new ones."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for part in ("build", "emit", "functions", "kernels"):
-        digest.update((here / f"{part}.py").read_bytes())
-    return digest.digest()
-
-
-def _key(name: str) -> str:
+def _key(text: str) -> str:
+    """Of the text itself: whatever changed in the code that wrote it, a kept kernel is the one that was asked for."""
     import llvmlite
 
-    told = repr((name, target(), llvmlite.__version__, sys.platform)).encode()
-    return hashlib.sha256(_sources() + told).hexdigest()[:40]
+    told = repr((text, target(), llvmlite.__version__, sys.platform))
+    return hashlib.sha256(told.encode()).hexdigest()[:40]
 
 
 def _compile(text: str) -> bytes:
