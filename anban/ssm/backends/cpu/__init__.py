@@ -43,20 +43,13 @@ def padded(channels: int) -> int:
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     p = _Prepared(problem)
-    y = _empty(p.batch, p.pixels, p.groups, p.channels)
+    y = p.like_x()
     last = _empty(p.batch, p.directions, p.states, p.channels)
     saved = _empty(*((p.batch, p.directions, p.chunks, p.states, p.channels) if save else (0,)))
-    width = 2 if p.states <= 2 and p.blocks % 2 == 0 else 1
+    width = 2 if p.states <= 2 and p.blocks % 2 == 0 and not p.turned else 1
     units = p.batch * p.groups * p.blocks // width
-    own: dict[str, Tensor | int] = {
-        "units": units,
-        "blocks": p.blocks // width,
-        "save": int(save),
-        "y": y,
-        "last": last,
-        "saved": saved,
-    }
-    _call("forward", p, own, units, width)
+    own: dict[str, Tensor | int] = {"units": units, "blocks": p.blocks // width, "save": int(save)}
+    _call("forward", p, own | {"y": y, "last": last, "saved": saved}, units, width)
     d = problem.delta.shape[-1]
     return _laid_out(_cut(y, d), problem.x), _cut(last, d).transpose(2, 3), saved
 
@@ -64,20 +57,20 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Gradients:
     p = _Prepared(problem)
     d, tensors = problem.delta.shape[-1], problem.tensors()
-    dy = _rows(dy, p.channels).contiguous()
-    dlast = _rows(dlast.transpose(2, 3), p.channels).contiguous()
+    dy = dy.float().permute(0, 2, 3, 1) if p.turned else _rows(dy, p.channels)
+    dlast = _rows(dlast.transpose(2, 3), p.channels)
     blocks = _slice(p.blocks, p.batch * p.groups)
     slices = p.blocks // blocks
     sequences = p.batch, p.directions
-    dx = _empty(p.batch, p.pixels, p.groups, p.channels)
+    dx = p.like_x()
     ddelta = torch.empty_like(p.tensors["delta"])  # in its layout, whatever that is
     dA = _zeros(*sequences, p.states, p.channels)
     per_pixel = (slices, p.batch, p.pixels, p.directions, p.states)
     dB, dC = (_zeros(*dA.shape) if m.dim() == 3 else _empty(*per_pixel) for m in (problem.B, problem.C))
     dD, dbias = (_zeros(*sequences, p.channels) for _ in range(2))
     own: dict[str, Tensor | int] = {"units": p.batch * p.groups * slices, "blocks": p.blocks, "slice": blocks}
-    own |= {"saved": saved, "dy": dy, "dlast": dlast, "dx": dx, "ddelta": ddelta}
-    own |= {"dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias, **_strides("ddelta", ddelta)}
+    own |= {"saved": saved, "dy": dy.contiguous(), "dlast": dlast.contiguous(), "dx": dx, "ddelta": ddelta}
+    own |= {"dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias, **_strides("ddelta", ddelta, p.turned)}
     _call("backward", p, own, p.batch * p.groups * slices)
 
     def matrix(parts: Tensor) -> Tensor:
@@ -106,7 +99,11 @@ def _total(parts: Tensor) -> Tensor:
 
 
 class _Prepared:
-    """A problem as the kernels read it: sizes, tensors whose addresses they get, strides in bytes."""
+    """A problem as the kernels read it: sizes, tensors whose addresses they get, strides in bytes.
+
+    `turned` sequences, whose steps lie next to each other, are turned by the kernel itself, in its cache, if they are long and
+    wide enough for whole tiles; else here.
+    """
 
     def __init__(self, problem: Problem):
         self.batch, self.pixels, self.directions, channels = problem.delta.shape
@@ -118,24 +115,37 @@ class _Prepared:
         self.constant = problem.B.dim() == 3, problem.C.dim() == 3
         self.lanes = padded(1)
         self.blocks = self.channels // self.lanes
+        x, delta = problem.x.float(), problem.delta.float()
+        self.turned = (
+            channels == self.channels
+            and self.pixels >= self.lanes
+            and self.groups == self.directions
+            and all(m.stride(1) == 1 and m.stride(3) != 1 for m in (x, delta))
+            and all(walk == (0, 1, self.pixels, self.pixels) for walk in problem.walks)
+        )
+        if not self.turned:
+            x, delta = _rows(x, self.channels), _rows(delta, self.channels)
         none = _zeros(self.directions, self.channels)
         self.tensors = {
-            "x": _rows(problem.x, self.channels),
-            "delta": _rows(problem.delta, self.channels),
+            "x": x,
+            "delta": delta,
             "A": _states_first(problem.A.float() * LOG2E, self.channels),
-            "B": _states_first(problem.B, self.channels)
-            if self.constant[0]
-            else _rows(problem.B, self.states),
-            "C": _states_first(problem.C, self.channels)
-            if self.constant[1]
-            else _rows(problem.C, self.states),
             "D": none if problem.D is None else _rows(problem.D, self.channels).contiguous(),
             "bias": none if problem.bias is None else _rows(problem.bias, self.channels).contiguous(),
             "walks": torch.tensor(problem.walks, dtype=torch.int64, device="cpu"),
         }
+        for name, m in (("B", problem.B), ("C", problem.C)):
+            constant = m.dim() == 3
+            self.tensors[name] = _states_first(m, self.channels) if constant else _rows(m, self.states)
         self.strides: dict[str, int] = {}
         for name in ("x", "delta", "B", "C"):
-            self.strides |= _strides(name, self.tensors[name])
+            self.strides |= _strides(name, self.tensors[name], self.turned and name in ("x", "delta"))
+
+    def like_x(self) -> Tensor:
+        """Memory for y or the gradient of x, (batch, P, Kx, channels)."""
+        if self.turned:
+            return _empty(self.batch, self.groups, self.channels, self.pixels).permute(0, 3, 1, 2)
+        return _empty(self.batch, self.pixels, self.groups, self.channels)
 
 
 def _empty(*shape: int) -> Tensor:
@@ -180,7 +190,12 @@ def _turned(tensor: Tensor, width: int) -> Tensor:
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """A result (batch, P, K, d) with its steps next to each other if those of the input are."""
     steps, channels = tensor.shape[1], tensor.shape[3]
-    if like.stride(3) == 1 or like.stride(1) != 1 or min(steps, channels) < padded(1):
+    if (
+        like.stride(3) == 1
+        or like.stride(1) != 1
+        or tensor.stride(1) == 1
+        or min(steps, channels) < padded(1)
+    ):
         return tensor
     return _turned(tensor.transpose(1, 3), steps).transpose(1, 3)
 
@@ -190,19 +205,14 @@ def _states_first(matrix: Tensor, channels: int) -> Tensor:
     return _rows(matrix.transpose(1, 2), channels).contiguous()
 
 
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """In bytes. A constant matrix (K, N, channels) has one per direction alone."""
+def _strides(name: str, tensor: Tensor, turned: bool = False) -> dict[str, int]:
+    """In bytes. A constant matrix (K, N, channels) has one per direction alone; the "pixel" of turned sequences is their channel."""
     if tensor.dim() == 3:
-        return {
-            f"{name}_batch": 0,
-            f"{name}_pixel": 0,
-            f"{name}_direction": 4 * tensor.stride(0),
-            f"{name}_state": 0,
-        }
-    return {
-        f"{name}_{dim}": 4 * tensor.stride(i)
-        for i, dim in enumerate(("batch", "pixel", "direction", "state"))
-    }
+        of = {"batch": 0, "pixel": 0, "direction": tensor.stride(0), "state": 0}
+    else:
+        batch, pixel, direction, state = tensor.stride()
+        of = {"batch": batch, "pixel": state if turned else pixel, "direction": direction, "state": state}
+    return {f"{name}_{dim}": 4 * stride for dim, stride in of.items()}
 
 
 def _slice(blocks: int, sequences: int) -> int:
@@ -230,7 +240,7 @@ def _call(kind: str, p: _Prepared, own: Mapping[str, Tensor | int], units: int, 
     }
     names = kernels.FORWARD if kind == "forward" else kernels.BACKWARD
     arguments = [v.data_ptr() if isinstance(v, Tensor) else v for v in map(values.__getitem__, names)]
-    launch.run(_kernel(kind, p.states, p.softplus, p.constant, *variant), arguments, units)
+    launch.run(_kernel(kind, p.states, p.softplus, p.constant, p.turned, *variant), arguments, units)
 
 
 @functools.cache

@@ -10,6 +10,9 @@ kernel of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from anban.ssm.backends.cpu.emit import Emitter, Value, Variable
 from anban.ssm.backends.cpu.functions import LOG2E, exp2, logistic, softplus
 
@@ -40,13 +43,16 @@ TRANSPOSE = (
 """The arguments of the kernels, 64-bit integers, in this order: numbers, addresses, strides.
 
 `units` pieces of work are taken from `counter`; `blocks` pieces of the channels (`slice` of them in a unit of the backward pass);
-`outer` groups of `inner` directions each read one x and add to one y.
+`outer` groups of `inner` directions each read one x and add to one y. `..._pixel` is the stride from pixel to pixel; of sequences whose
+steps lie next to each other ("turned"), that from channel to channel.
 """
 
 
-def forward(k: Emitter, states: int, with_softplus: bool, constant: tuple[bool, bool], width: int) -> str:
+def forward(
+    k: Emitter, states: int, with_softplus: bool, constant: tuple[bool, bool], turned: bool, width: int
+) -> str:
     """y and the last states. A unit is a batch entry, a group of directions, a block of `width` vectors of channels."""
-    return _Forward(k, states, with_softplus, constant, FORWARD, width).write()
+    return _Forward(k, states, with_softplus, constant, turned, FORWARD, width).write()
 
 
 def transpose(k: Emitter) -> str:
@@ -63,36 +69,42 @@ def transpose(k: Emitter) -> str:
         target = a["target"] + plane * a["target_plane"] + row * 4
         with k.loop((a["columns"] + (k.lanes - 1)) // k.lanes) as tile:
             column = k.smaller(tile * k.lanes, a["columns"] - k.lanes)
-            vectors = [k.load(source, a["source_row"] * i + column * 4) for i in range(k.lanes)]
-            distance = 1
-            while distance < k.lanes:
-                low = [k.lanes + i - distance if i & distance else i for i in range(k.lanes)]
-                high = [k.lanes + i if i & distance else i + distance for i in range(k.lanes)]
-                for i in range(k.lanes):
-                    if not i & distance:
-                        one, two = vectors[i], vectors[i + distance]
-                        vectors[i], vectors[i + distance] = (
-                            k.shuffle(one, two, low),
-                            k.shuffle(one, two, high),
-                        )
-                distance *= 2
-            for i, vector in enumerate(vectors):
-                k.store(target, (column + i) * a["target_row"], vector)
+            turn(k, source + column * 4, a["source_row"], target + column * a["target_row"], a["target_row"])
     return k.finish()
 
 
-def backward(k: Emitter, states: int, with_softplus: bool, constant: tuple[bool, bool]) -> str:
+def backward(k: Emitter, states: int, with_softplus: bool, constant: tuple[bool, bool], turned: bool) -> str:
     """All gradients. A unit is a batch entry, a group of directions, a slice of several blocks of channels.
 
     Chunk by chunk from the end: the states of the chunk are computed again from the ones kept before it, then the chunk is walked
     back with the gradient of the state, g_t = C_t dy_t + a_{t+1} g_{t+1}. dB and dC are sums over channels: they are added up lane
     by lane over the blocks of the slice, and across the lanes once per chunk.
     """
-    return _Backward(k, states, with_softplus, constant, BACKWARD).write()
+    return _Backward(k, states, with_softplus, constant, turned, BACKWARD).write()
+
+
+def turn(k: Emitter, source: Value, source_row: Value | int, target: Value, target_row: Value | int) -> None:
+    """Transpose one tile of `lanes` rows and columns: at every distance, half of each vector changes places with its partner."""
+    vectors = [k.load(source, k.integer(i) * source_row) for i in range(k.lanes)]
+    distance = 1
+    while distance < k.lanes:
+        low = [k.lanes + i - distance if i & distance else i for i in range(k.lanes)]
+        high = [k.lanes + i if i & distance else i + distance for i in range(k.lanes)]
+        for i in range(k.lanes):
+            if not i & distance:
+                pair = vectors[i], vectors[i + distance]
+                vectors[i], vectors[i + distance] = k.shuffle(*pair, low), k.shuffle(*pair, high)
+        distance *= 2
+    for i, vector in enumerate(vectors):
+        k.store(target, k.integer(i) * target_row, vector)
 
 
 class _Kernel:
-    """What the two have in common: their arguments, and where the tensors of a sequence begin."""
+    """What the two have in common: their arguments, and where the tensors of a sequence lie.
+
+    Tensors with channels and pixels are found by `at`. Of turned sequences it finds a chunk's copy in scratch memory, which
+    `turn_in` and `turn_out` exchange with the tensor itself tile by tile; so all else is the same for both layouts.
+    """
 
     def __init__(
         self,
@@ -100,26 +112,36 @@ class _Kernel:
         states: int,
         with_softplus: bool,
         constant: tuple[bool, bool],
+        turned: bool,
         names: tuple[str, ...],
         width: int = 1,
     ):
-        self.k, self.states, self.with_softplus = k, states, with_softplus
+        self.k, self.states, self.with_softplus, self.turned = k, states, with_softplus, turned
         self.constant = dict(zip("BC", constant, strict=True))
-        self.a = {name: k.argument(place) for place, name in enumerate(names)}
+        self.a = a = {name: k.argument(place) for place, name in enumerate(names)}
         self.row = 4 * k.lanes * width  # bytes of a block at one pixel
-        self.channels = self.a["blocks"] * self.row
-        self.chunks = (self.a["pixels"] + (STEPS - 1)) // STEPS
+        self.channels = a["blocks"] * self.row
+        self.chunks = (a["pixels"] + (STEPS - 1)) // STEPS
         self.path, self.path_ahead = k.scratch(2 * STEPS), k.scratch(2 * STEPS)
         with k.loop(STEPS) as t:
             k.store_integer(self.path_ahead, t * 8, k.integer(0))
+        y_stride = a["pixels"] * 4 if turned else a["outer"] * self.channels
+        self.given = {name: a.get(f"{name}_pixel", y_stride) for name in ("x", "delta", "ddelta", "y", "dx")}
+        self.strides = {name: k.integer(self.row) if turned else self.given[name] for name in self.given}
+        self.addresses: dict[str, Value] = {}
+        # a tile at the end of a sequence reaches back over the chunk before
+        rows = STEPS + k.lanes
+        self.tiles = {name: k.scratch(rows * k.lanes) for name in self.given} if turned else {}
 
     def unit(self, batch: Value, group: Value, inner: Value, here: Value) -> None:
         """Addresses of one sequence, from the channels that begin `here` bytes into a row."""
         a = self.a
         direction = group * a["inner"] + inner
         self.sequence = batch * (a["outer"] * a["inner"]) + direction
-        self.x = a["x"] + batch * a["x_batch"] + group * a["x_direction"] + here
-        self.delta = a["delta"] + batch * a["delta_batch"] + direction * a["delta_direction"] + here
+        for name, number in (("x", group), ("delta", direction), ("ddelta", direction)):
+            if name in a:
+                address = a[name] + batch * a[f"{name}_batch"] + number * a[f"{name}_direction"]
+                self.addresses[name] = address + self.inside(name, here)
         self.matrices = {
             name: a[name]
             + batch * a[f"{name}_batch"]
@@ -133,6 +155,48 @@ class _Kernel:
         self.state = self.sequence * (self.channels * self.states) + here
         self.walk = Walk(self.k, a["walks"] + direction * 32)
 
+    def of_y(self, batch: Value, group: Value, here: Value) -> Value:
+        """Bytes from the beginning of y to the first of these channels of a group."""
+        a = self.a
+        if self.turned:
+            return (batch * a["outer"] + group) * self.channels * a["pixels"] + self.inside("y", here)
+        return ((batch * a["pixels"]) * a["outer"] + group) * self.channels + here
+
+    def inside(self, name: str, here: Value) -> Value:
+        """Bytes from a tensor's first channel to the one that begins `here` bytes into a row of channels."""
+        return (here // 4) * self.given[name] if self.turned else here
+
+    def at(self, name: str, pixel: Value, column: Value | int) -> tuple[Value, Value]:
+        """Address and offset of a tensor's channels at a pixel; "y" is dy in the backward pass."""
+        return self.addresses[name], pixel * self.strides[name] + column
+
+    def turn_in(self, name: str, memory: Value, chunk: Value, column: Value | int) -> None:
+        """Bring a chunk's steps to scratch memory, as rows of channels."""
+        self.find(name, chunk, column)
+        with self.each_tile(name, chunk, column) as (step, rows):
+            turn(self.k, memory + step * 4, self.given[name], rows, self.row)
+
+    def turn_out(self, name: str, memory: Value, chunk: Value, column: Value | int) -> None:
+        """Take them back."""
+        with self.each_tile(name, chunk, column) as (step, rows):
+            turn(self.k, rows, self.row, memory + step * 4, self.given[name])
+
+    def find(self, name: str, chunk: Value, column: Value | int) -> None:
+        """From now on `at` means the scratch memory of this chunk."""
+        self.addresses[name] = (
+            self.tiles[name] + self.row * self.k.lanes - chunk * (STEPS * self.row) - column
+        )
+
+    @contextmanager
+    def each_tile(self, name: str, chunk: Value, column: Value | int) -> Iterator[tuple[Value, Value]]:
+        """The first step of every tile of a chunk, and the address of its row."""
+        k, start = self.k, chunk * STEPS
+        count = k.smaller(self.a["pixels"] - start, STEPS)
+        with k.loop((count + (k.lanes - 1)) // k.lanes) as tile:
+            step = k.smaller(start + tile * k.lanes, self.a["pixels"] - k.lanes)
+            address, offset = self.at(name, step, column)
+            yield step, address + offset
+
     def factor(self, name: str, pixel: Value, n: Value | int, column: Value | int) -> Value:
         """B or C of state n: a number at this pixel, or one per channel."""
         if self.constant[name]:
@@ -144,11 +208,12 @@ class _Kernel:
     def pixel(self, t: Value) -> Value:
         return self.k.load_integer(self.path, t * 8)
 
-    def fetch_ahead(self, t: Value, column: Value | int, *more: tuple[Value, Value]) -> None:
+    def fetch_ahead(self, t: Value, column: Value | int, names: tuple[str, ...]) -> None:
         """Bring step t of the next chunk to the cache: along a column of the image, the processor cannot guess it."""
-        pixel = self.k.load_integer(self.path_ahead, t * 8)
-        for address, stride in ((self.delta, self.a["delta_pixel"]), (self.x, self.a["x_pixel"]), *more):
-            self.k.prefetch(address, pixel * stride + column)
+        if not self.turned:
+            pixel = self.k.load_integer(self.path_ahead, t * 8)
+            for name in names:
+                self.k.prefetch(*self.at(name, pixel, column))
 
 
 class _Forward(_Kernel):
@@ -157,7 +222,7 @@ class _Forward(_Kernel):
         with k.work(a["counter"], a["units"]) as unit:
             here, rest = (unit % a["blocks"]) * self.row, unit // a["blocks"]
             group, batch = rest % a["outer"], rest // a["outer"]
-            self.y = a["y"] + ((batch * a["pixels"]) * a["outer"] + group) * self.channels + here
+            self.y = self.addresses["y"] = a["y"] + self.of_y(batch, group, here)
             with k.loop(a["inner"]) as inner:
                 self.unit(batch, group, inner, here)
                 self.scan(k.is_zero(inner), here)
@@ -172,7 +237,12 @@ class _Forward(_Kernel):
         fixed = {column: (k.load(self.D, column), k.load(self.bias, column)) for column in columns}
         kept = k.variable(a["saved"] + self.sequence * self.chunks * (self.channels * self.states) + here)
         self.walk.write(self.path, k.smaller(a["pixels"], STEPS))
+        x, delta = self.addresses["x"], self.addresses["delta"]
         with k.loop(self.chunks) as chunk:
+            if self.turned:
+                self.turn_in("x", x, chunk, 0)
+                self.turn_in("delta", delta, chunk, 0)
+                self.find("y", chunk, 0)
             with k.when(k.is_positive(a["save"])):
                 for n, column in places:
                     k.store(kept.get(), self.channels * n + column, h[n, column].get())
@@ -182,10 +252,10 @@ class _Forward(_Kernel):
             with k.loop(k.smaller(left, STEPS)) as t:
                 pixel = self.pixel(t)
                 for column in columns:
-                    self.fetch_ahead(t, column)
+                    self.fetch_ahead(t, column, ("delta", "x"))
                     skip, bias = fixed[column]
-                    value = k.load(self.x, pixel * a["x_pixel"] + column)
-                    step = k.load(self.delta, pixel * a["delta_pixel"] + column) + bias
+                    value = k.load(*self.at("x", pixel, column))
+                    step = k.load(*self.at("delta", pixel, column)) + bias
                     if self.with_softplus:
                         step, _ = softplus(k, step)
                     drive, out = step * value, skip * value
@@ -195,9 +265,13 @@ class _Forward(_Kernel):
                         state = k.fma(decay, h[n, column].get(), driven)
                         out = k.fma(self.factor("C", pixel, n, column), state, out)
                         h[n, column].set(state)
-                    target = pixel * (a["outer"] * self.channels) + column
-                    before = k.where(first, k.real(0.0), k.load(self.y, target))
-                    k.store(self.y, target, before + out)
+                    target = self.at("y", pixel, column)
+                    if not self.turned:
+                        out = out + k.where(first, k.real(0.0), k.load(*target))
+                    k.store(*target, out)
+            if self.turned:
+                self.turn_out("y", self.y, chunk, 0)
+                k.copy(self.tiles["y"], self.tiles["y"] + STEPS * self.row, k.lanes * k.lanes)
             self.walk.copy(self.path_ahead, self.path)
         for n, column in places:
             k.store(a["last"] + self.state, self.channels * n + column, h[n, column].get())
@@ -222,14 +296,12 @@ class _Backward(_Kernel):
             part, rest = unit % slices, unit // slices
             group, batch = rest % a["outer"], rest // a["outer"]
             here = part * a["slice"] * self.row
-            start = ((batch * a["pixels"]) * a["outer"] + group) * self.channels + here
-            self.dy, self.dx, self.y_pixel = a["dy"] + start, a["dx"] + start, a["outer"] * self.channels
+            start = self.of_y(batch, group, here)
+            self.addresses |= {"y": a["dy"] + start, "dx": a["dx"] + start}
             with k.loop(a["inner"]) as inner:
                 self.unit(batch, group, inner, here)
                 direction = group * a["inner"] + inner
-                self.ddelta = (
-                    a["ddelta"] + batch * a["ddelta_batch"] + direction * a["ddelta_direction"] + here
-                )
+                self.memory = dict(self.addresses)
                 self.vector = self.sequence * self.channels + here
                 # dB and dC are (slices, batch, P, K, N): a unit writes the N numbers of a pixel next to each other
                 size, batches = 4 * self.states, a["units"] // slices // a["outer"]
@@ -254,12 +326,12 @@ class _Backward(_Kernel):
                 a["saved"] + (self.sequence * self.chunks + chunk) * (self.channels * self.states) + here
             )
             with k.loop(a["slice"]) as block:
-                self.block(block, first)
+                self.block(block, first, chunk)
             for name in "BC":
                 if not self.constant[name]:
                     self.reduce(name)
 
-    def block(self, block: Value, first: Value) -> None:
+    def block(self, block: Value, first: Value, chunk: Value) -> None:
         """One block of channels over one chunk."""
         k, a = self.k, self.a
         self.number, self.column, self.first_block, self.first = (
@@ -268,6 +340,12 @@ class _Backward(_Kernel):
             k.is_zero(block),
             first,
         )
+        memory = {name: address + self.inside(name, self.column) for name, address in self.memory.items()}
+        if self.turned:
+            for name in ("x", "delta", "y"):
+                self.turn_in(name, memory[name], chunk, self.column)
+            for name in ("dx", "ddelta"):
+                self.find(name, chunk, self.column)
         self.shift, self.skip = k.load(self.bias, self.column), k.load(self.D, self.column)
         self.dD, self.dbias = k.variable(k.real(0.0)), k.variable(k.real(0.0))
         if self.alone:
@@ -275,7 +353,7 @@ class _Backward(_Kernel):
         else:
             with k.loop(self.count) as t:
                 step, value = self.begin(t)
-                grad = k.load(self.dy, self.pixel(t) * self.y_pixel + self.column)
+                grad = k.load(*self.at("y", self.pixel(t), self.column))
                 zero = k.real(0.0)
                 for name, row in (
                     ("x", value),
@@ -291,6 +369,10 @@ class _Backward(_Kernel):
                 self.sweep(k.integer(self.states // TOGETHER * TOGETHER), self.states % TOGETHER)
             with k.loop(self.count) as t:
                 self.end(t, *(self.get(name, t) for name in ("s", "x", "dy", "gB", "gA")))
+        if self.turned:
+            for name in ("dx", "ddelta"):
+                self.turn_out(name, memory[name], chunk, self.column)
+            self.addresses = dict(self.memory)
         add(k, a["dD"] + self.vector, self.column, self.dD.get())
         add(k, a["dbias"] + self.vector, self.column, self.dbias.get())
 
@@ -334,8 +416,8 @@ class _Backward(_Kernel):
     ) -> None:
         k, pixel, step = self.k, self.pixel(t), self.get("s", t)
         if self.alone:
-            value = k.load(self.x, pixel * self.a["x_pixel"] + self.column)
-            grad = k.load(self.dy, pixel * self.y_pixel + self.column)
+            value = k.load(*self.at("x", pixel, self.column))
+            grad = k.load(*self.at("y", pixel, self.column))
             drive, through_B, through_A = step * value, k.real(0.0), k.real(0.0)
         else:
             drive, grad, through_B, through_A = (self.get(name, t) for name in ("sx", "dy", "gB", "gA"))
@@ -365,20 +447,14 @@ class _Backward(_Kernel):
     def begin(self, t: Value) -> tuple[Value, Value]:
         """The step at t, kept with its derivative, and x."""
         k, pixel = self.k, self.pixel(t)
-        step = k.load(self.delta, pixel * self.a["delta_pixel"] + self.column) + self.shift
+        step = k.load(*self.at("delta", pixel, self.column)) + self.shift
         if self.with_softplus:
             raw = step
             step, tail = softplus(k, raw)
             self.put("sigma", t, logistic(k, raw, tail))
         self.put("s", t, step)
-        self.fetch_ahead(
-            t,
-            self.column,
-            (self.dy, self.y_pixel),
-            (self.dx, self.y_pixel),
-            (self.ddelta, self.a["ddelta_pixel"]),
-        )
-        return step, k.load(self.x, pixel * self.a["x_pixel"] + self.column)
+        self.fetch_ahead(t, self.column, ("delta", "x", "y", "dx", "ddelta"))
+        return step, k.load(*self.at("x", pixel, self.column))
 
     def end(
         self, t: Value, step: Value, value: Value, grad: Value, through_B: Value, through_A: Value
@@ -388,12 +464,14 @@ class _Backward(_Kernel):
         change = k.fma(value, through_B, through_A * (1 / LOG2E))
         if self.with_softplus:
             change = change * self.get("sigma", t)
-        k.store(self.ddelta, pixel * self.a["ddelta_pixel"] + self.column, change)
+        k.store(*self.at("ddelta", pixel, self.column), change)
         self.dbias.set(self.dbias.get() + change)
         self.dD.set(k.fma(grad, value, self.dD.get()))
-        target = pixel * self.y_pixel + self.column
-        before = k.where(self.first, k.real(0.0), k.load(self.dx, target))
-        k.store(self.dx, target, k.fma(step, through_B, k.fma(self.skip, grad, before)))
+        target = self.at("dx", pixel, self.column)
+        total = k.fma(step, through_B, self.skip * grad)
+        if not self.turned:
+            total = total + k.where(self.first, k.real(0.0), k.load(*target))
+        k.store(*target, total)
 
     def reduce(self, name: str) -> None:
         """Sum the lanes of all steps and states of the chunk, and write the N sums of every pixel."""
