@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -135,8 +134,6 @@ def _choose(backend: str, wish: str | None, device: str, dtype: torch.dtype) -> 
         return backend, source
     reasons: list[str] = []
     for name in BACKENDS:
-        if importlib.util.find_spec(f"anban.ssm.backends.{name}") is None:
-            continue
         fault = module(name).unusable(torch.device(device), dtype)
         if fault is None:
             return name, "; ".join([f"the fastest that runs on {device}", *reasons])
