@@ -7,7 +7,7 @@ section 4.2): four directions are four walks over the same memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 from anban.errors import InputError
@@ -74,6 +74,7 @@ def unknown(order: str) -> InputError:
     return InputError(f"no scan order is called {order!r}", expected=f"one of {', '.join(ORDERS)}")
 
 
-def walks(orders: Sequence[str], height: int, width: int) -> tuple[Walk, ...]:
+@functools.lru_cache(1024)
+def walks(orders: tuple[str, ...], height: int, width: int) -> tuple[Walk, ...]:
     """The walks of several orders."""
     return tuple(walk(order, height, width) for order in orders)

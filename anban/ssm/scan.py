@@ -226,7 +226,7 @@ def _problem(tensors: Sequence[Any], softplus: bool, orders: Sequence[int]) -> P
     if orders:
         _, height, width, _ = x.shape
         rows = (m.flatten(1, 2) for m in (delta, B, C))
-        steps = walks([ORDERS[order] for order in orders], height, width)
+        steps = walks(tuple([ORDERS[order] for order in orders]), height, width)
         delta, B, C = rows
         return Problem(x.flatten(1, 2).unsqueeze(2), delta, A, B, C, D, bias, softplus, steps)
     length = x.shape[2]
@@ -273,7 +273,8 @@ def _as_given(gradient: Tensor, tensor: Tensor, image: bool) -> Tensor:
     gradient = gradient.reshape(tensor.shape)
     if gradient.is_contiguous() and tensor.is_contiguous():
         return gradient
-    if gradient.stride() == torch.empty_like(tensor, device="meta").stride():
+    dense = gradient.untyped_storage().nbytes() == gradient.numel() * gradient.element_size()
+    if dense and gradient.stride() == tensor.stride():
         return gradient
     return torch.empty_like(tensor).copy_(gradient)
 
@@ -285,17 +286,23 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("anban::scan")  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, softplus, orders, backend, save = arguments
-    x, A = tensors[0], tensors[2]
-    p = _problem(tensors, softplus, orders)
-    batch, pixels, directions, channels = p.delta.shape
+    x, delta, A, B, C, *_, orders, backend, save = arguments
+    if orders:
+        batch, height, width, directions, channels = delta.shape
+        pixels = height * width
+    else:
+        batch, channels, pixels = delta.shape
+        directions = next((m.shape[1] for m in (B, C) if m.dim() == 4), 1)
+        channels = channels // directions
     module = _module(backend, x)
-    width = getattr(module, "padded", int)(channels)
+    filled = getattr(module, "padded", int)(channels)  # channels with those that only fill vectors
+    steps = module.STEPS
     saved = (
-        (batch, directions, -(-pixels // module.STEPS), A.shape[-1], width) if save and module.STEPS else (0,)
+        (batch, directions, (pixels + steps - 1) // steps, A.shape[-1], filled) if save and steps else (0,)
     )
-    last = (batch, *A.shape)
-    y, end, kept = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (x.shape, last, saved))
+    y, end, kept = (
+        x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (x.shape, (batch, *A.shape), saved)
+    )
     return y, end, kept
 
 

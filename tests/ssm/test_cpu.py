@@ -13,7 +13,6 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +213,6 @@ def python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.xfail(
-    strict=find_spec("triton") is not None,
-    reason="torch.utils.flop_counter imports Triton where it is installed",
-)
 def test_importing_it_imports_no_compiler() -> None:
     done = python(
         """
@@ -227,7 +222,7 @@ def test_importing_it_imports_no_compiler() -> None:
         from anban.ssm import backends
         for name in backends.BACKENDS:
             backends.module(name)
-        print(*{"llvmlite", "numba", "triton"} & set(sys.modules))
+        print(*{"llvmlite", "numba"} & set(sys.modules))  # torch.utils.flop_counter imports Triton where it is installed
         """
     )
     assert done.returncode == 0, done.stderr

@@ -91,5 +91,5 @@ def _pixels(orders: Sequence[str], height: int, width: int, device: torch.device
     """(K, H * W): the pixel at every place of every sequence."""
     t = torch.arange(height * width, device=device)
     return torch.stack(
-        [w.start + t // w.count * w.jump + t % w.count * w.step for w in walks(orders, height, width)]
+        [w.start + t // w.count * w.jump + t % w.count * w.step for w in walks(tuple(orders), height, width)]
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+import itertools
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anban.ssm.backends import Gradients, Problem
+from anban.ssm.orders import Walk
 
 STEPS: int | None = 32
 LOG2E = 1.4426950408889634
@@ -46,10 +47,10 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     y = p.like_x()
     last = _empty(p.batch, p.directions, p.states, p.channels)
     saved = _empty(*((p.batch, p.directions, p.chunks, p.states, p.channels) if save else (0,)))
-    width = 2 if p.states <= 2 and p.blocks % 2 == 0 and not p.turned else 1
+    width = p.width()
     units = p.batch * p.groups * p.blocks // width
-    own: dict[str, Tensor | int] = {"units": units, "blocks": p.blocks // width, "save": int(save)}
-    _call("forward", p, own | {"y": y, "last": last, "saved": saved}, units, width)
+    kernel = _kernel("forward", *p.variant, width)
+    _run(kernel, p, (units, p.blocks // width, int(save)), (y, last, saved))
     d = problem.delta.shape[-1]
     return _laid_out(_cut(y, d), problem.x), _cut(last, d).transpose(2, 3), saved
 
@@ -63,15 +64,15 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
     slices = p.blocks // blocks
     sequences = p.batch, p.directions
     dx = p.like_x()
-    ddelta = torch.empty_like(p.tensors["delta"])  # in its layout, whatever that is
+    ddelta = torch.empty_like(p.inputs[1])  # in its layout, whatever that is
     dA = _zeros(*sequences, p.states, p.channels)
     per_pixel = (slices, p.batch, p.pixels, p.directions, p.states)
     dB, dC = (_zeros(*dA.shape) if m.dim() == 3 else _empty(*per_pixel) for m in (problem.B, problem.C))
     dD, dbias = (_zeros(*sequences, p.channels) for _ in range(2))
-    own: dict[str, Tensor | int] = {"units": p.batch * p.groups * slices, "blocks": p.blocks, "slice": blocks}
-    own |= {"saved": saved, "dy": dy.contiguous(), "dlast": dlast.contiguous(), "dx": dx, "ddelta": ddelta}
-    own |= {"dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias, **_strides("ddelta", ddelta, p.turned)}
-    _call("backward", p, own, p.batch * p.groups * slices)
+    units = p.batch * p.groups * slices
+    results = (dx, ddelta, dA, dB, dC, dD, dbias)
+    kernel = _kernel("backward", *p.variant, _fills_lines(ddelta))
+    _run(kernel, p, (units, p.blocks, blocks), (saved, dy.contiguous(), dlast.contiguous(), *results), ddelta)
 
     def matrix(parts: Tensor) -> Tensor:
         """(K, d, N) from a constant matrix's parts; (batch, P, K, N) from a pixel's."""
@@ -99,7 +100,7 @@ def _total(parts: Tensor) -> Tensor:
 
 
 class _Prepared:
-    """A problem as the kernels read it: sizes, tensors whose addresses they get, strides in bytes.
+    """A problem as the kernels read it: sizes, inputs in the kernels' order, and what kernel it needs.
 
     `turned` sequences, whose steps lie next to each other, are turned by the kernel itself, in its cache, if they are long and
     wide enough for whole tiles; else here.
@@ -111,8 +112,6 @@ class _Prepared:
         self.groups = problem.x.shape[2]
         self.channels = padded(channels)
         self.chunks = -(-self.pixels // (STEPS or 1))
-        self.softplus = problem.softplus
-        self.constant = problem.B.dim() == 3, problem.C.dim() == 3
         self.lanes = padded(1)
         self.blocks = self.channels // self.lanes
         x, delta = problem.x.float(), problem.delta.float()
@@ -125,21 +124,38 @@ class _Prepared:
         )
         if not self.turned:
             x, delta = _rows(x, self.channels), _rows(delta, self.channels)
-        none = _zeros(self.directions, self.channels)
-        self.tensors = {
-            "x": x,
-            "delta": delta,
-            "A": _states_first(problem.A.float() * LOG2E, self.channels),
-            "D": none if problem.D is None else _rows(problem.D, self.channels).contiguous(),
-            "bias": none if problem.bias is None else _rows(problem.bias, self.channels).contiguous(),
-            "walks": torch.tensor(problem.walks, dtype=torch.int64, device="cpu"),
-        }
-        for name, m in (("B", problem.B), ("C", problem.C)):
-            constant = m.dim() == 3
-            self.tensors[name] = _states_first(m, self.channels) if constant else _rows(m, self.states)
-        self.strides: dict[str, int] = {}
-        for name in ("x", "delta", "B", "C"):
-            self.strides |= _strides(name, self.tensors[name], self.turned and name in ("x", "delta"))
+        B, C = (
+            _states_first(m, self.channels) if m.dim() == 3 else _rows(m, self.states)
+            for m in (problem.B, problem.C)
+        )
+        A = _states_first(problem.A.float() * LOG2E, self.channels)
+        vectors = self.vector(problem.D), self.vector(problem.bias)
+        self.inputs = (x, delta, A, B, C, *vectors, _walks(problem.walks))
+        self.variant = (
+            self.states,
+            problem.softplus,
+            (problem.B.dim() == 3, problem.C.dim() == 3),
+            self.turned,
+        )
+
+    def vector(self, given: Tensor | None) -> Tensor:
+        """D or bias, (K, channels), zero where there is none."""
+        if given is None:
+            return _zeros(self.directions, self.channels)
+        return _rows(given, self.channels).contiguous()
+
+    def width(self) -> int:
+        """Blocks that the forward pass takes along together: with few states, the more of a pixel's row the better, as long as
+        there is work for every thread. Results do not depend on it."""
+        if self.turned:
+            return 1
+        threads, units = torch.get_num_threads(), self.batch * self.groups * self.blocks
+        for width in (6, 4, 3, 2):
+            left = units // width
+            busy = left % threads == 0 or left >= 4 * threads
+            if width * self.states <= 6 and self.blocks % width == 0 and busy:
+                return width
+        return 1
 
     def like_x(self) -> Tensor:
         """Memory for y or the gradient of x, (batch, P, Kx, channels)."""
@@ -205,14 +221,27 @@ def _states_first(matrix: Tensor, channels: int) -> Tensor:
     return _rows(matrix.transpose(1, 2), channels).contiguous()
 
 
-def _strides(name: str, tensor: Tensor, turned: bool = False) -> dict[str, int]:
-    """In bytes. A constant matrix (K, N, channels) has one per direction alone; the "pixel" of turned sequences is their channel."""
+@functools.lru_cache(256)
+def _walks(walks: tuple[Walk, ...]) -> Tensor:
+    return torch.tensor(walks, dtype=torch.int64, device="cpu")
+
+
+def _strides(tensor: Tensor, turned: bool) -> tuple[int, int, int, int]:
+    """In bytes, of the batch, the pixel, the direction and what comes last.
+
+    A constant matrix (K, N, channels) has one per direction alone; the "pixel" of turned sequences is their channel.
+    """
     if tensor.dim() == 3:
-        of = {"batch": 0, "pixel": 0, "direction": tensor.stride(0), "state": 0}
-    else:
-        batch, pixel, direction, state = tensor.stride()
-        of = {"batch": batch, "pixel": state if turned else pixel, "direction": direction, "state": state}
-    return {f"{name}_{dim}": 4 * stride for dim, stride in of.items()}
+        return 0, 0, 4 * tensor.stride(0), 0
+    batch, pixel, direction, last = tensor.stride()
+    return 4 * batch, 4 * (last if turned else pixel), 4 * direction, 4 * last
+
+
+def _fills_lines(tensor: Tensor) -> bool:
+    """Whether a tensor is too large to be found in the cache by its reader, and made of whole aligned vectors."""
+    line = 4 * padded(1)
+    aligned = tensor.data_ptr() % line == 0 and all(4 * stride % line == 0 for stride in tensor.stride()[:3])
+    return aligned and tensor.nbytes > 4 << 20
 
 
 def _slice(blocks: int, sequences: int) -> int:
@@ -226,21 +255,19 @@ def _slice(blocks: int, sequences: int) -> int:
     return max((n for n in cheap if sequences * blocks // n >= 8), default=cheap[0])
 
 
-def _call(kind: str, p: _Prepared, own: Mapping[str, Tensor | int], units: int, *variant: int) -> None:
-    from anban.ssm.backends.cpu import kernels, launch
+def _run(
+    kernel: int, p: _Prepared, work: tuple[int, int, int], own: tuple[Tensor, ...], *strided: Tensor
+) -> None:
+    """Run a kernel on a prepared problem: `work` is its units, blocks and last size, `own` the tensors after the inputs."""
+    from anban.ssm.backends.cpu import launch
 
-    values: dict[str, Tensor | int] = {
-        "counter": 0,
-        "pixels": p.pixels,
-        "inner": p.directions // p.groups,
-        "outer": p.groups,
-        **p.tensors,
-        **p.strides,
-        **own,
-    }
-    names = kernels.FORWARD if kind == "forward" else kernels.BACKWARD
-    arguments = [v.data_ptr() if isinstance(v, Tensor) else v for v in map(values.__getitem__, names)]
-    launch.run(_kernel(kind, p.states, p.softplus, p.constant, p.turned, *variant), arguments, units)
+    units, blocks, size = work
+    x, delta, _, B, C, *_ = p.inputs
+    strides = [_strides(m, p.turned) for m in (x, delta)] + [_strides(m, False) for m in (B, C)]
+    strides += [_strides(m, p.turned) for m in strided]
+    arguments = [0, units, blocks, p.pixels, p.directions // p.groups, p.groups, size]
+    arguments += [tensor.data_ptr() for tensor in (*p.inputs, *own)]
+    launch.run(kernel, [*arguments, *itertools.chain(*strides)], units)
 
 
 @functools.cache

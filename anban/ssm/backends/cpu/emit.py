@@ -149,8 +149,13 @@ class Emitter:
         """`lanes` floats in a row."""
         return Value(self, self.builder.load(self._at(address, offset, self.vector), align=align))
 
-    def store(self, address: Value, offset: Value | int, value: Value, align: int = 4) -> None:
-        self.builder.store(value.raw, self._at(address, offset, self.vector), align=align)
+    def store(
+        self, address: Value, offset: Value | int, value: Value, align: int = 4, past_cache: bool = False
+    ) -> None:
+        """`past_cache` (whole aligned vectors only): what is not read again soon need not be read before it is written either."""
+        store = self.builder.store(value.raw, self._at(address, offset, self.vector), align=align)
+        if past_cache:
+            store.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(I32, 1)]))
 
     def broadcast(self, address: Value, offset: Value | int = 0) -> Value:
         """One float in every lane."""
@@ -321,5 +326,8 @@ class Emitter:
 
     def finish(self) -> str:
         """End the function; the module's text."""
+        self.builder.fence(
+            "seq_cst"
+        )  # stores past the cache are in place before others are told that the work is done
         self.builder.ret_void()
         return str(self.module)

@@ -23,24 +23,24 @@ LARGEST_SLICE = 8
 TOGETHER = 4
 """States that the backward pass handles at once: more would not fit into 32 registers."""
 
-_STRIDES = """
-    x_batch x_pixel x_direction delta_batch delta_pixel delta_direction
-    B_batch B_pixel B_direction B_state C_batch C_pixel C_direction C_state
-"""  # in bytes; channels are next to each other
-FORWARD = tuple(
-    f"counter units blocks pixels inner outer save walks x delta A B C D bias y last saved {_STRIDES}".split()
-)
-BACKWARD = tuple(
-    f"""
-    counter units blocks slice pixels inner outer walks x delta A B C D bias saved dy dlast
-    dx ddelta dA dB dC dD dbias {_STRIDES} ddelta_batch ddelta_pixel ddelta_direction
-    """.split()
+
+def _strides(*tensors: str) -> list[str]:
+    return [f"{name}_{dim}" for name in tensors for dim in ("batch", "pixel", "direction", "state")]
+
+
+_SIZES = ["counter", "units", "blocks", "pixels", "inner", "outer"]
+_INPUTS = ["x", "delta", "A", "B", "C", "D", "bias", "walks"]
+FORWARD = (*_SIZES, "save", *_INPUTS, "y", "last", "saved", *_strides("x", "delta", "B", "C"))
+BACKWARD = (
+    *(*_SIZES, "slice", *_INPUTS, "saved", "dy", "dlast"),
+    *("dx", "ddelta", "dA", "dB", "dC", "dD", "dbias"),
+    *_strides("x", "delta", "B", "C", "ddelta"),
 )
 TRANSPOSE = (
     *("counter", "units", "blocks", "rows", "columns", "source", "target"),
     *("source_row", "source_plane", "target_row", "target_plane"),
 )
-"""The arguments of the kernels, 64-bit integers, in this order: numbers, addresses, strides.
+"""The arguments of the kernels, 64-bit integers, in this order: numbers, addresses, strides in bytes.
 
 `units` pieces of work are taken from `counter`; `blocks` pieces of the channels (`slice` of them in a unit of the backward pass);
 `outer` groups of `inner` directions each read one x and add to one y. `..._pixel` is the stride from pixel to pixel; of sequences whose
@@ -73,14 +73,24 @@ def transpose(k: Emitter) -> str:
     return k.finish()
 
 
-def backward(k: Emitter, states: int, with_softplus: bool, constant: tuple[bool, bool], turned: bool) -> str:
+def backward(
+    k: Emitter,
+    states: int,
+    with_softplus: bool,
+    constant: tuple[bool, bool],
+    turned: bool,
+    past_cache: bool,
+) -> str:
     """All gradients. A unit is a batch entry, a group of directions, a slice of several blocks of channels.
 
     Chunk by chunk from the end: the states of the chunk are computed again from the ones kept before it, then the chunk is walked
     back with the gradient of the state, g_t = C_t dy_t + a_{t+1} g_{t+1}. dB and dC are sums over channels: they are added up lane
-    by lane over the blocks of the slice, and across the lanes once per chunk.
+    by lane over the blocks of the slice, and across the lanes once per chunk. `past_cache`: the gradient of delta, the largest result,
+    goes to memory directly.
     """
-    return _Backward(k, states, with_softplus, constant, turned, BACKWARD).write()
+    kernel = _Backward(k, states, with_softplus, constant, turned, BACKWARD)
+    kernel.past_cache = past_cache and not turned
+    return kernel.write()
 
 
 def turn(k: Emitter, source: Value, source_row: Value | int, target: Value, target_row: Value | int) -> None:
@@ -281,6 +291,8 @@ class _Backward(_Kernel):
     """Values of a chunk lie in scratch memory, one row of lanes per step: the step s and its derivative sigma, x, dy, s x, and
     per state the decay a and the faded state a h. Where all states are handled at once, a row is read where it is needed."""
 
+    past_cache = False
+
     def write(self) -> str:
         k, a, states = self.k, self.a, self.states
         self.together = min(TOGETHER, states)
@@ -453,7 +465,7 @@ class _Backward(_Kernel):
             step, tail = softplus(k, raw)
             self.put("sigma", t, logistic(k, raw, tail))
         self.put("s", t, step)
-        self.fetch_ahead(t, self.column, ("delta", "x", "y", "dx", "ddelta"))
+        self.fetch_ahead(t, self.column, ("delta", "x", "y", "dx", *([] if self.past_cache else ["ddelta"])))
         return step, k.load(*self.at("x", pixel, self.column))
 
     def end(
@@ -464,7 +476,12 @@ class _Backward(_Kernel):
         change = k.fma(value, through_B, through_A * (1 / LOG2E))
         if self.with_softplus:
             change = change * self.get("sigma", t)
-        k.store(*self.at("ddelta", pixel, self.column), change)
+        k.store(
+            *self.at("ddelta", pixel, self.column),
+            change,
+            self.row if self.past_cache else 4,
+            self.past_cache,
+        )
         self.dbias.set(self.dbias.get() + change)
         self.dD.set(k.fma(grad, value, self.dD.get()))
         target = self.at("dx", pixel, self.column)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,18 +35,19 @@ if hasattr(os, "register_at_fork"):
 def run(kernel: int, arguments: Sequence[int], units: int) -> None:
     """Call `void kernel(i64 *arguments)` on as many threads as torch uses, at most one per unit.
 
-    The first argument is the place of the address of the counter and need not be set.
+    The first argument is the place of the counter's address and need not be set.
     """
-    counter = ctypes.c_int64(0)
-    table = (ctypes.c_int64 * len(arguments))(ctypes.addressof(counter), *arguments[1:])
-    place = ctypes.c_void_p(ctypes.addressof(table))
+    counter = array("q", [0])
+    table = array("q", arguments)
+    table[0] = counter.buffer_info()[0]
+    place = table.buffer_info()[0]
     threads = min(torch.get_num_threads(), units)
     if threads == 1:
         _function(kernel)(place)
         return
     openmp = None if _forked else _openmp()
     if openmp is not None:
-        openmp(ctypes.c_void_p(kernel), place, threads, 0)
+        openmp(kernel, place, threads, 0)
         return
     list(_pool().map(_function(kernel), [place] * threads))
 
