@@ -147,6 +147,7 @@ def _train_and_evaluate(
     recipe: Recipe, device: torch.device, run: RunFolder | None, path: Path, stop: Any
 ) -> None:
     config = recipe.config
+    used.clear()
     task = make_task(recipe)
     data = task.check_data()
     if run is not None:

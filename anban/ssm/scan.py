@@ -274,9 +274,14 @@ def _as_given(gradient: Tensor, tensor: Tensor, image: bool) -> Tensor:
     if gradient.is_contiguous() and tensor.is_contiguous():
         return gradient
     dense = gradient.untyped_storage().nbytes() == gradient.numel() * gradient.element_size()
-    if dense and gradient.stride() == tensor.stride():
+    if dense and _strides(gradient) == _strides(tensor):
         return gradient
     return torch.empty_like(tensor).copy_(gradient)
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Those that matter: a dimension of one entry may have any."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 for _device in ("CPU", "CUDA"):

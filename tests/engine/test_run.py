@@ -22,7 +22,9 @@ from anban.engine.trained import evaluate_trained, load_trained
 from anban.errors import InputError
 from anban.recipe import load_recipe
 from anban.record import Ledger, RunFolder
+from anban.ssm import selective_scan
 from anban.tasks.change.models import MODELS
+from anban.tasks.change.models.fc import FCSiamDiff
 
 RECIPE = "change/demo-fc-siam-diff"
 
@@ -432,3 +434,20 @@ def test_moved_data_are_no_obstacle_and_a_run_cannot_shrink(
     run, recipe = open_run(first.path, ["train.iterations=3"])
     with pytest.raises(InputError, match="5 steps already"):
         execute(recipe, tmp_path, device="cpu", resume=run)
+
+
+def test_a_run_says_which_scan_backend_it_used_and_why(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = FCSiamDiff.forward
+
+    def scanning(self: FCSiamDiff, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        one = a.new_ones(1, 1, 1)
+        selective_scan(one, one, one[0], one, one)
+        return forward(self, a, b)
+
+    monkeypatch.delenv("ANBAN_SCAN_BACKEND", raising=False)
+    monkeypatch.setattr(FCSiamDiff, "forward", scanning)
+    run = execute(load_recipe(RECIPE, tiny), tmp_path, device="cpu")
+    assert list(run.info["scan"]) == ["cpu"]
+    assert run.info["scan"]["cpu"].startswith("the fastest that runs on cpu; not triton")

@@ -520,7 +520,8 @@ def test_fake_tensors_have_the_layout_of_real_ones(kind: str, backend: str) -> N
         promised = (y, last, saved, *torch.ops.anban.scan_backward(*fake, saved, y, last))
     for number, (real, promise) in enumerate(zip(found, promised, strict=True)):
         assert (real.shape, real.dtype) == (promise.shape, promise.dtype), number
-        assert real.stride() == promise.stride(), number
+        for size, stride, promised_stride in zip(real.shape, real.stride(), promise.stride(), strict=True):
+            assert size == 1 or stride == promised_stride, number
 
 
 def test_exported() -> None:
