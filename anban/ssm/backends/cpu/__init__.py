@@ -145,15 +145,14 @@ class _Prepared:
         return _rows(given, self.channels).contiguous()
 
     def width(self) -> int:
-        """Blocks that the forward pass takes along together: with few states, the more of a pixel's row the better, as long as
-        there is work for every thread. Results do not depend on it."""
+        """Blocks that the forward pass takes along together: with few states, the more of a pixel's row the better. But threads that
+        share an image take two: the processor fetches a long row on into the neighbour's. Results do not depend on it."""
         if self.turned:
             return 1
-        threads, units = torch.get_num_threads(), self.batch * self.groups * self.blocks
-        for width in (6, 4, 3, 2):
-            left = units // width
-            busy = left % threads == 0 or left >= 4 * threads
-            if width * self.states <= 6 and self.blocks % width == 0 and busy:
+        threads, entries = torch.get_num_threads(), self.batch * self.groups
+        alone = entries % threads == 0 or entries >= 4 * threads
+        for width in (6, 4, 3, 2) if alone else (2,):
+            if width * self.states <= 6 and self.blocks % width == 0:
                 return width
         return 1
 
@@ -252,7 +251,7 @@ def _slice(blocks: int, sequences: int) -> int:
 
     divisors = [n for n in range(1, kernels.LARGEST_SLICE + 1) if blocks % n == 0]
     cheap = [n for n in divisors if n >= 3] or divisors[-1:]
-    return max((n for n in cheap if sequences * blocks // n >= 8), default=cheap[0])
+    return max((n for n in cheap if sequences * blocks // n >= 4), default=cheap[0])
 
 
 def _run(

@@ -165,6 +165,11 @@ class _Kernel:
         self.state = self.sequence * (self.channels * self.states) + here
         self.walk = Walk(self.k, a["walks"] + direction * 32)
 
+    def split(self, unit: Value, parts: Value) -> tuple[Value, Value]:
+        """The batch entry of a unit, and the rest. Neighbours in time differ in the entry: threads keep out of each other's lines."""
+        batches = self.a["units"] // (parts * self.a["outer"])
+        return unit % batches, unit // batches
+
     def of_y(self, batch: Value, group: Value, here: Value) -> Value:
         """Bytes from the beginning of y to the first of these channels of a group."""
         a = self.a
@@ -230,8 +235,8 @@ class _Forward(_Kernel):
     def write(self) -> str:
         k, a = self.k, self.a
         with k.work(a["counter"], a["units"]) as unit:
-            here, rest = (unit % a["blocks"]) * self.row, unit // a["blocks"]
-            group, batch = rest % a["outer"], rest // a["outer"]
+            batch, rest = self.split(unit, a["blocks"])
+            here, group = (rest % a["blocks"]) * self.row, rest // a["blocks"]
             self.y = self.addresses["y"] = a["y"] + self.of_y(batch, group, here)
             with k.loop(a["inner"]) as inner:
                 self.unit(batch, group, inner, here)
@@ -305,8 +310,8 @@ class _Backward(_Kernel):
         self.carries = k.scratch(LARGEST_SLICE * states * k.lanes)
         slices = a["blocks"] // a["slice"]
         with k.work(a["counter"], a["units"]) as unit:
-            part, rest = unit % slices, unit // slices
-            group, batch = rest % a["outer"], rest // a["outer"]
+            batch, rest = self.split(unit, slices)
+            part, group = rest % slices, rest // slices
             here = part * a["slice"] * self.row
             start = self.of_y(batch, group, here)
             self.addresses |= {"y": a["dy"] + start, "dx": a["dx"] + start}
