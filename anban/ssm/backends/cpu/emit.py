@@ -100,6 +100,7 @@ class Emitter:
 
     def __init__(self, lanes: int, *, avx512: bool = False):
         self.lanes, self.avx512 = lanes, avx512
+        self.registers = 32 if avx512 else 16
         self.vector = ir.VectorType(F32, lanes)
         self.integers = ir.VectorType(I32, lanes)
         self.module = ir.Module("kernel")

@@ -20,8 +20,6 @@ STEPS = 32
 """Steps in a chunk; the states before every chunk are kept for the backward pass."""
 LARGEST_SLICE = 8
 """Blocks of channels in a unit of the backward pass, at most."""
-TOGETHER = 4
-"""States that the backward pass handles at once: more would not fit into 32 registers."""
 
 
 def _strides(*tensors: str) -> list[str]:
@@ -232,8 +230,17 @@ class _Kernel:
 
 
 class _Forward(_Kernel):
+    """As many states as fit into half of the registers go along together; more of them go one part after the other through every
+    chunk, whose steps and outputs then lie in scratch memory."""
+
     def write(self) -> str:
         k, a = self.k, self.a
+        self.columns = range(0, self.row, 4 * k.lanes)
+        self.part = k.registers // 2
+        self.together = self.states <= self.part
+        if not self.together:
+            self.scratch = {name: k.scratch(STEPS * k.lanes) for name in ("s", "sx", "y")}
+            self.states_at = k.scratch(self.states * k.lanes)
         with k.work(a["counter"], a["units"]) as unit:
             batch, rest = self.split(unit, a["blocks"])
             here, group = (rest % a["blocks"]) * self.row, rest // a["blocks"]
@@ -246,10 +253,15 @@ class _Forward(_Kernel):
     def scan(self, first: Value, here: Value) -> None:
         """One direction; y begins with the first and is added to by the others."""
         k, a = self.k, self.a
-        columns = range(0, self.row, 4 * k.lanes)
-        places = [(n, column) for n in range(self.states) for column in columns]
-        h = {place: k.variable(k.real(0.0)) for place in places}
-        fixed = {column: (k.load(self.D, column), k.load(self.bias, column)) for column in columns}
+        self.first = first
+        self.h = {}
+        if self.together:
+            places = [(n, column) for n in range(self.states) for column in self.columns]
+            self.h = {place: k.variable(k.real(0.0)) for place in places}
+        else:
+            with k.loop(self.states) as n:
+                k.store(self.states_at, n * self.row, k.real(0.0))
+        self.fixed = {column: (k.load(self.D, column), k.load(self.bias, column)) for column in self.columns}
         kept = k.variable(a["saved"] + self.sequence * self.chunks * (self.channels * self.states) + here)
         self.walk.write(self.path, k.smaller(a["pixels"], STEPS))
         x, delta = self.addresses["x"], self.addresses["delta"]
@@ -259,37 +271,86 @@ class _Forward(_Kernel):
                 self.turn_in("delta", delta, chunk, 0)
                 self.find("y", chunk, 0)
             with k.when(k.is_positive(a["save"])):
-                for n, column in places:
-                    k.store(kept.get(), self.channels * n + column, h[n, column].get())
+                self.store_states(kept.get())
                 kept.set(kept.get() + self.channels * self.states)
             left = a["pixels"] - chunk * STEPS
             self.walk.write(self.path_ahead, k.smaller(left - STEPS, STEPS))
-            with k.loop(k.smaller(left, STEPS)) as t:
-                pixel = self.pixel(t)
-                for column in columns:
-                    self.fetch_ahead(t, column, ("delta", "x"))
-                    skip, bias = fixed[column]
-                    value = k.load(*self.at("x", pixel, column))
-                    step = k.load(*self.at("delta", pixel, column)) + bias
-                    if self.with_softplus:
-                        step, _ = softplus(k, step)
-                    drive, out = step * value, skip * value
-                    for n in range(self.states):
-                        decay = exp2(k, step * k.load(self.A, self.channels * n + column))
-                        driven = drive * self.factor("B", pixel, n, column)
-                        state = k.fma(decay, h[n, column].get(), driven)
-                        out = k.fma(self.factor("C", pixel, n, column), state, out)
-                        h[n, column].set(state)
-                    target = self.at("y", pixel, column)
-                    if not self.turned:
-                        out = out + k.where(first, k.real(0.0), k.load(*target))
-                    k.store(*target, out)
+            count = k.smaller(left, STEPS)
+            if self.together:
+                self.all_states(count)
+            else:
+                self.states_by_parts(count)
             if self.turned:
                 self.turn_out("y", self.y, chunk, 0)
                 k.copy(self.tiles["y"], self.tiles["y"] + STEPS * self.row, k.lanes * k.lanes)
             self.walk.copy(self.path_ahead, self.path)
-        for n, column in places:
-            k.store(a["last"] + self.state, self.channels * n + column, h[n, column].get())
+        self.store_states(a["last"] + self.state)
+
+    def store_states(self, target: Value) -> None:
+        k = self.k
+        for (number, column), state in self.h.items():
+            k.store(target, self.channels * number + column, state.get())
+        if not self.together:
+            with k.loop(self.states) as n:
+                k.store(target, self.channels * n, k.load(self.states_at, n * self.row))
+
+    def all_states(self, count: Value) -> None:
+        k = self.k
+        with k.loop(count) as t:
+            pixel = self.pixel(t)
+            for column in self.columns:
+                step, drive, out = self.begin(t, pixel, column)
+                for n in range(self.states):
+                    decay = exp2(k, step * k.load(self.A, self.channels * n + column))
+                    driven = drive * self.factor("B", pixel, n, column)
+                    state = k.fma(decay, self.h[n, column].get(), driven)
+                    out = k.fma(self.factor("C", pixel, n, column), state, out)
+                    self.h[n, column].set(state)
+                self.end(pixel, column, out)
+
+    def states_by_parts(self, count: Value) -> None:
+        k = self.k
+        with k.loop(count) as t:
+            for name, value in zip(self.scratch, self.begin(t, self.pixel(t), 0), strict=True):
+                k.store(self.scratch[name], t * self.row, value, 64)
+        with k.loop(self.states // self.part) as turn:
+            self.some_states(count, turn * self.part, self.part)
+        if self.states % self.part:
+            self.some_states(count, k.integer(self.states // self.part * self.part), self.states % self.part)
+        with k.loop(count) as t:
+            self.end(self.pixel(t), 0, k.load(self.scratch["y"], t * self.row, 64))
+
+    def some_states(self, count: Value, start: Value, number: int) -> None:
+        k = self.k
+        every = [start + i for i in range(number)]
+        h = [k.variable(k.load(self.states_at, n * self.row)) for n in every]
+        with k.loop(count) as t:
+            pixel = self.pixel(t)
+            step, drive, out = (k.load(self.scratch[name], t * self.row, 64) for name in ("s", "sx", "y"))
+            for i, n in enumerate(every):
+                decay = exp2(k, step * k.load(self.A, self.channels * n))
+                h[i].set(k.fma(decay, h[i].get(), drive * self.factor("B", pixel, n, 0)))
+                out = k.fma(self.factor("C", pixel, n, 0), h[i].get(), out)
+            k.store(self.scratch["y"], t * self.row, out, 64)
+        for i, n in enumerate(every):
+            k.store(self.states_at, n * self.row, h[i].get())
+
+    def begin(self, t: Value, pixel: Value, column: int) -> tuple[Value, Value, Value]:
+        """The step s, s x, and what the skip gives to y."""
+        k = self.k
+        self.fetch_ahead(t, column, ("delta", "x"))
+        skip, bias = self.fixed[column]
+        value = k.load(*self.at("x", pixel, column))
+        step = k.load(*self.at("delta", pixel, column)) + bias
+        if self.with_softplus:
+            step, _ = softplus(k, step)
+        return step, step * value, skip * value
+
+    def end(self, pixel: Value, column: int, out: Value) -> None:
+        k, target = self.k, self.at("y", pixel, column)
+        if not self.turned:
+            out = out + k.where(self.first, k.real(0.0), k.load(*target))
+        k.store(*target, out)
 
 
 class _Backward(_Kernel):
@@ -300,8 +361,9 @@ class _Backward(_Kernel):
 
     def write(self) -> str:
         k, a, states = self.k, self.a, self.states
-        self.together = min(TOGETHER, states)
-        self.alone = states <= TOGETHER
+        self.part = k.registers // 8  # more states at once would not fit into the registers
+        self.together = min(self.part, states)
+        self.alone = states <= self.part
         rows = {"s": 1, "sigma": 1, "a": self.together, "ah": self.together, "B": states, "C": states}
         if not self.alone:
             rows |= {"x": 1, "dy": 1, "sx": 1, "gB": 1, "gA": 1}
@@ -380,10 +442,10 @@ class _Backward(_Kernel):
                     ("gA", zero),
                 ):
                     self.put(name, t, row)
-            with k.loop(self.states // TOGETHER) as turn:
-                self.sweep(turn * TOGETHER, TOGETHER)
-            if self.states % TOGETHER:
-                self.sweep(k.integer(self.states // TOGETHER * TOGETHER), self.states % TOGETHER)
+            with k.loop(self.states // self.part) as turn:
+                self.sweep(turn * self.part, self.part)
+            if self.states % self.part:
+                self.sweep(k.integer(self.states // self.part * self.part), self.states % self.part)
             with k.loop(self.count) as t:
                 self.end(t, *(self.get(name, t) for name in ("s", "x", "dy", "gB", "gA")))
         if self.turned:
