@@ -14,7 +14,7 @@ from anban.ssm.s4 import hippo
 from anban.ssm.s4.kernels import S4DKernel, SSMKernelDiag, SSMKernelDPLR
 from anban.ssm.s4.layers import S4D, S4Block
 from anban.ssm.s4.s4nd import S4ND
-from anban.ssm.s4.systems import causal_convolution
+from anban.ssm.s4.systems import DPLRSystem, causal_convolution
 from anban.testing.golden import Adapter, Case, Network, Outputs, UnsupportedError, run_network
 
 Arguments = dict[str, Any]
@@ -153,13 +153,42 @@ def _recurrent(kernel: SSMKernelDiag, u: Tensor | None, longest: int, L: int) ->
     system = kernel.system()
     values: dict[str, Tensor] = {}
     if isinstance(kernel, SSMKernelDPLR):
-        values["C_tilde"] = _real(kernel.system().truncated_output(_l_kernel(longest, L)))
+        values["C_tilde"] = _real(_truncated_as_released(kernel.system(), _l_kernel(longest, L)))
     else:
         values |= {"dA": _real(kernel.system().dA), "dB": _real(kernel.system().dB)}
     if u is not None:
         y, state = system.recur(u)
         values |= {"recur_y": y, "final_state": _real(state)}
     return values
+
+
+def _truncated_as_released(system: DPLRSystem, L: int) -> Tensor:
+    """C~ = C (1 - dA^L) in the order in which the release computes it.
+
+    In float32 five digits of dA^L are left for long sequences, and which five depends on the order; `truncated_output` keeps more.
+    """
+
+    def pairs(x: Tensor) -> Tensor:
+        return torch.cat([x, x.conj()], dim=-1)
+
+    def through(left: Tensor, x: Tensor) -> Tensor:
+        return torch.einsum("rhn,rhm,bhm->bhn", pairs(system.P), pairs(left), x)
+
+    Q, ahead, back = system.P.conj(), 2 / system.dt + system.A, 1 / (2 / system.dt - system.A)
+    core = torch.eye(len(Q)).to(Q) + 2 * torch.einsum("rhn,hn,shn->hrs", Q, back, system.P).real
+    solved = torch.linalg.solve(core, (Q * back).transpose(0, 1)).transpose(0, 1)
+    basis = torch.eye(2 * Q.shape[-1]).to(Q)[:, None]
+    moved = pairs(ahead) * basis - through(Q, basis)
+    square = (pairs(back) * (moved - through(solved, moved))).permute(1, 2, 0)
+    power = torch.eye(square.shape[-1]).to(square).expand_as(square)
+    while L:
+        if L % 2:
+            power = square @ power
+        L //= 2
+        square = square @ square if L else square
+    C = pairs(system.C)
+    kept: Tensor = C - torch.einsum("hmn,chn->chm", power.transpose(-1, -2), C)
+    return kept[..., : Q.shape[-1]]
 
 
 def _real(x: Tensor) -> Tensor:
