@@ -8,13 +8,14 @@ section 4.2) without the four copies of the image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
 from anban.errors import InputError
@@ -212,8 +213,21 @@ def _scan(
     which make a `Problem` of them are not nodes of the autograd graph: for a small image these cost as much as the scan."""
     tensors = x, delta, A, B, C, D, bias
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, last, _ = torch.ops.anban.scan(*tensors, softplus, orders, backend, save)
+    call = _Direct.apply if _unobserved(x) else torch.ops.anban.scan
+    y, last, _ = call(*tensors, softplus, orders, backend, save)
     return y, last
+
+
+def _unobserved(x: Tensor) -> bool:
+    """Whether nobody looks at operators: no compiler, counter, tracer or transformation, and real tensors."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and _get_current_dispatch_mode() is None
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and x.device.type in ("cpu", "cuda")
+    )
 
 
 def _module(backend: str, x: Tensor) -> ModuleType:
@@ -322,15 +336,34 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.options = softplus, orders, backend
 
 
-def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(run: Callable[..., Any], ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph=True
         raise NotImplementedError(
             "the selective scan has no second derivatives; anban.ssm.backends.reference.recurrence is plain torch and has them"
         )
     *tensors, saved = ctx.saved_tensors
-    found = torch.ops.anban.scan_backward(*tensors, *ctx.options, saved, dy, dlast)
+    found = run(*tensors, *ctx.options, saved, dy, dlast)
     gradients = (None if t is None else gradient for t, gradient in zip(tensors, found, strict=True))
     return *gradients, None, None, None, None
+
+
+def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(torch.ops.anban.scan_backward, ctx, dy, dlast)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator without the dispatcher, whose ways through Python cost as much as the scan of a small image."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        result = _forward(*arguments)
+        _keep(ctx, arguments, result)
+        ctx.mark_non_differentiable(result[2])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _gradients(_backward, ctx, dy, dlast)
 
 
 torch.library.register_autograd("anban::scan", _differentiate, setup_context=_keep, lib=_LIBRARY)
