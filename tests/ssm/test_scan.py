@@ -378,6 +378,33 @@ def test_backward_twice_gives_the_same_twice(backend: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+EXPANDED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "steps, over channels": ("delta", lambda m: m[:, :1].expand_as(m)),
+    "steps, over the batch": ("delta", lambda m: m[:1].expand_as(m)),
+    "steps, over both": ("delta", lambda m: m[:1, :1].expand_as(m)),
+    "steps, over time": ("delta", lambda m: m[..., :1].expand_as(m)),
+    "input, over channels": ("u", lambda m: m[:, :1].expand_as(m)),
+    "every second channel": ("delta", lambda m: m.repeat_interleave(2, 1)[:, ::2]),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", EXPANDED)
+def test_expanded_sequences_have_right_gradients(name: str, backend: str) -> None:
+    """As wide and long as whole tiles, so that a kernel may read them in place."""
+    which, change = EXPANDED[name]
+    case = make((2, 32, 40), 4, groups=2)
+    check(case.but(**{which: change(case.tensors[which])}), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_steps_of_an_image_may_be_expanded(dim: int, backend: str) -> None:
+    case = make((2, 5, 6, 16), 2, orders=CROSS)
+    delta = case.tensors["delta"]
+    check(case.but(delta=delta.narrow(dim, 0, 1).expand_as(delta)), backend)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_derivatives_are_refused(backend: str) -> None:
     case = make((1, 2, 5)).without("z")

@@ -19,7 +19,8 @@ from torch import Tensor
 from anban.ssm.backends import Gradients, Problem
 from anban.ssm.orders import Walk
 
-STEPS: int | None = 32
+STEPS = 32
+"""Steps in a chunk; the states before every chunk are kept for the backward pass."""
 LOG2E = 1.4426950408889634
 
 
@@ -64,7 +65,7 @@ def backward(problem: Problem, saved: Tensor, dy: Tensor, dlast: Tensor) -> Grad
     slices = p.blocks // blocks
     sequences = p.batch, p.directions
     dx = p.like_x()
-    ddelta = torch.empty_like(p.inputs[1])  # in its layout, whatever that is
+    ddelta = p.like_delta()
     dA = _zeros(*sequences, p.states, p.channels)
     per_pixel = (slices, p.batch, p.pixels, p.directions, p.states)
     dB, dC = (_zeros(*dA.shape) if m.dim() == 3 else _empty(*per_pixel) for m in (problem.B, problem.C))
@@ -111,7 +112,7 @@ class _Prepared:
         self.states = problem.A.shape[-1]
         self.groups = problem.x.shape[2]
         self.channels = padded(channels)
-        self.chunks = -(-self.pixels // (STEPS or 1))
+        self.chunks = -(-self.pixels // STEPS)
         self.lanes = padded(1)
         self.blocks = self.channels // self.lanes
         x, delta = problem.x.float(), problem.delta.float()
@@ -162,6 +163,21 @@ class _Prepared:
             return _empty(self.batch, self.groups, self.channels, self.pixels).permute(0, 3, 1, 2)
         return _empty(self.batch, self.pixels, self.groups, self.channels)
 
+    def like_delta(self) -> Tensor:
+        """Memory for the gradient of delta, (batch, P, K, channels), in its order of dimensions: turned, by direction or by pixel.
+
+        Not `empty_like`: of an expanded delta that puts the steps or the directions where the kernel has channels.
+        """
+        batch, pixels, directions, channels = self.batch, self.pixels, self.directions, self.channels
+        if self.turned:
+            return _empty(batch, directions, channels, pixels).permute(0, 3, 1, 2)
+        of_batch, of_pixel, of_direction, _ = self.inputs[1].stride()
+        if of_direction <= of_pixel:
+            return _empty(batch, pixels, directions, channels)
+        if of_direction < of_batch:
+            return _empty(batch, directions, pixels, channels).permute(0, 2, 1, 3)
+        return _empty(directions, batch, pixels, channels).permute(1, 2, 0, 3)
+
 
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -191,9 +207,8 @@ def _turned(tensor: Tensor, width: int) -> Tensor:
     from anban.ssm.backends.cpu import launch
 
     batch, p, groups, q = tensor.shape
-    planes = tensor.permute(0, 2, 3, 1).flatten(
-        0, 1
-    )  # (batch K, q, p); a copy only if batch and K cannot be one dimension
+    # (batch K, q, p); a copy only if batch and K cannot be one dimension
+    planes = tensor.permute(0, 2, 3, 1).flatten(0, 1)
     turned = (_empty if q == width else _zeros)(batch * groups, p, width)
     blocks = -(-q // padded(1))
     sizes = [0, batch * groups * blocks, blocks, q, p, planes.data_ptr(), turned.data_ptr()]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from anban.ssm.backends.cpu import LOG2E
 from anban.ssm.backends.cpu.emit import I32, Emitter, Value
-
-LOG2E = 1.4426950408889634
 
 EXP2 = (1.0, 0.69314718, 0.24022648, 0.055503324, 0.0096184369, 0.0013398874, 0.00015353361)
 """2^x on [-1/2, 1/2], 2e-9. Errors of the decays add up in one direction along a sequence: a fit of 8e-8, one term shorter,

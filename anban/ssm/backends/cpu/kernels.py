@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from anban.ssm.backends.cpu import LOG2E, STEPS
 from anban.ssm.backends.cpu.emit import Emitter, Value, Variable
-from anban.ssm.backends.cpu.functions import LOG2E, exp2, logistic, softplus
+from anban.ssm.backends.cpu.functions import exp2, logistic, softplus
 
-STEPS = 32
-"""Steps in a chunk; the states before every chunk are kept for the backward pass."""
 LARGEST_SLICE = 8
 """Blocks of channels in a unit of the backward pass, at most."""
 
