@@ -22,13 +22,13 @@ def create_model(name: str, **options: Any) -> nn.Module:
     Raises:
         InputError: unknown name, unknown option, wrong type or value.
     """
-    from anban.recipe.schema import Choice, bind, pick
+    from anban.recipe.schema import Choice, bind, construct, pick
     from anban.tasks import model_table
 
     table = model_table()
     config, _ = bind({"model": Choice(table)}, {"model": {"name": name, **options}})
     arguments = {key: value for key, value in config["model"].items() if key != "name"}
-    network: nn.Module = pick(table, name, "model.name")(**arguments)
+    network: nn.Module = construct(pick(table, name, "model.name"), arguments)
     return network
 
 

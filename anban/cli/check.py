@@ -12,20 +12,28 @@ from anban.cli.show import as_json
 
 def check(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", show_default=False)] = None,
-    every: Annotated[bool, typer.Option("--all", help="every recipe there is")] = False,
+    every: Annotated[bool, typer.Option("--all", help="every recipe (of the task)")] = False,
+    task: Annotated[str | None, typer.Option(help="every recipe of this task")] = None,
     json: AsJson = False,
 ) -> None:
     """Build recipes at a debug size on invented data; take a real training step and a real evaluation step."""
     import tempfile
     from pathlib import Path
 
+    import torch
+
     from anban.engine.debug import check_recipe
     from anban.errors import InputError
-    from anban.recipe.recipe import recipe_files
+    from anban.recipe import list_recipes
+    from anban.recipe.schema import unknown
 
-    names = list(recipe_files()) if every else list(ids or [])
+    if bool(ids) == (every or task is not None):
+        found = "Ids are given, and --all or --task as well." if ids else "No recipe is given."
+        raise InputError(found, where="anban check", expected="ids, or else --all or --task")
+    names = ids or [recipe["id"] for recipe in list_recipes(task)]
     if not names:
-        raise InputError("No recipe is given.", where="anban check", expected="ids, or --all")
+        raise unknown("task", task, {recipe["task"] for recipe in list_recipes()}, "--task")
+    torch.set_num_threads(1)  # debug sizes are too small for more, which would only wait for each other
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

@@ -47,9 +47,9 @@ def show(
     print(
         f"{loaded.id}  {loaded.title}\nhash {loaded.hash}" + (f", base {loaded.base}" if loaded.base else "")
     )
-    for key in ("note", "original", "recorded", "finding", "decision", "expected"):
+    for key in ("note", "original", "recorded", "finding", "decision", "expected", "command"):
         if loaded.description.get(key):
-            print(f"{key}: {loaded.description[key]}")
+            _paragraph(key, loaded.description[key])
     print()
     as_table([(key, _yaml(v["value"]), v["source"]) for key, v in values.items()], ("key", "value", "from"))
 
@@ -69,6 +69,31 @@ def diff(
         as_table([(key, _yaml(old), _yaml(new)) for key, (old, new) in found.items()], ("key", a, b))
     else:
         print("no difference")
+
+
+def _paragraph(key: str, value: Any) -> None:
+    """A part of the description: maps as words, the note's own lines line by line, all else folded."""
+    import textwrap
+
+    if key == "note" and isinstance(value, dict) and isinstance(value.get("lines"), list):
+        word = "line" if len(value["lines"]) == 1 else "lines"
+        value = f"{value.get('file')}, {word} {_ranges(value['lines'])}"
+    elif isinstance(value, dict):
+        value = ", ".join(f"{name} {_yaml(own)}" for name, own in value.items())
+    lines = str(value).splitlines() if key == "original" else textwrap.wrap(str(value), 96)
+    for number, line in enumerate(lines):
+        print(f"{'' if number else key:<10}{line}".rstrip())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[2, 3, 4, 7] as "2-4, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _config(name: str) -> dict[str, Any]:

@@ -150,15 +150,15 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
     Raises:
         InputError: unknown recipe, key or name, wrong type, value out of range, a chain of bases that loops.
     """
-    layers, description = _layers(name)
-    identifier = layers[-1][0]
+    chain, description = _layers(name)
+    identifier = chain[-1][-1][0]
     changes = _together([*map(parse_override, overrides), *([{"seed": seed}] if seed is not None else [])])
-    config, sources = _compose([*layers, ("command line", changes)])
-    base = layers[-2][0] if len(layers) > 1 else None
-    parent_layers = layers[:-1] if base else layers
+    last = _with_borrowed(("command line", changes), "command line", ())
+    config, sources = _compose([layer for recipe in (*chain, last) for layer in recipe])
+    base = chain[-2][-1][0] if len(chain) > 1 else None
     difference: dict[str, Any] = {}
     if base or changes:
-        parent, _ = _compose(parent_layers)
+        parent, _ = _compose([layer for recipe in (chain[:-1] if base else chain) for layer in recipe])
         difference = {k: v for k, (_, v) in differences(parent, config).items() if k != "seed"}
     return Recipe(identifier, config, sources, description, base, difference)
 
@@ -192,22 +192,29 @@ def _together(changes: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return layer
 
 
-def _layers(name: str) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
-    """The chain of files from the complete base to `name`, and the description in the last file."""
-    chain: list[tuple[str, dict[str, Any]]] = []
+Layer = tuple[str, dict[str, Any]]  # where it comes from, and what it says
+
+
+def _layers(name: str, above: tuple[str, ...] = ()) -> tuple[list[list[Layer]], dict[str, Any]]:
+    """Per recipe of the chain, from the complete base to `name`, its layers; and the description in the last file.
+
+    Args:
+        above: recipes whose sections are being taken from this one.
+    """
+    chain: list[list[Layer]] = []
     description: dict[str, Any] | None = None
     current: str | None = name
-    seen: list[Path] = []
+    seen: dict[Path, str] = {}
     while current is not None:
         identifier, file = find(current)
         content = yamlfile.read(file)
         if file.resolve() in seen:
-            names = " -> ".join([*(i for i, _ in chain), identifier])
+            names = " -> ".join([*seen.values(), identifier])
             raise InputError(f"The bases go round in a circle: {names}.", where=file)
-        seen.append(file.resolve())
+        seen[file.resolve()] = identifier
         own = {key: content.pop(key) for key in DESCRIPTION if key in content}
         description = own if description is None else description
-        chain.append((identifier, _expand(content, file)))
+        chain.append(_with_borrowed((identifier, _expand(content, file)), file, (*above, identifier)))
         current = own.get("base")
         if not isinstance(current, str | None):
             raise InputError(
@@ -217,6 +224,26 @@ def _layers(name: str) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]
             beside = file.parent / f"{current}"
             current = str(beside) if beside.is_file() else current
     return chain[::-1], description or {}
+
+
+def _with_borrowed(layer: Layer, where: object, above: tuple[str, ...]) -> list[Layer]:
+    """The layers of one recipe: sections that are `like` those of another come first, taken afresh, then its own words."""
+    borrowed: list[Layer] = []
+    for section, value in layer[1].items():
+        other = value.pop("like", None) if isinstance(value, dict) else None
+        if other is None:
+            continue
+        place = f"{where}, key '{section}.like'"
+        if not isinstance(other, str) or other in above:
+            raise InputError(
+                f"Found {other!r}.", where=place, expected="a recipe whose section does not lead back here"
+            )
+        layers = [each for recipe in _layers(other, above)[0] for each in recipe if section in each[1]]
+        if not layers:
+            raise InputError(f"The recipe '{other}' says nothing about '{section}'.", where=place)
+        borrowed.append((other, {section: None}))  # nothing of the base's section stays
+        borrowed += [(source, {section: content[section]}) for source, content in layers]
+    return [*borrowed, layer]
 
 
 def _compose(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -283,8 +310,9 @@ def _merge(
             _merge(old, value, sources, source, dotted + ".")
         else:
             into[key] = copy.deepcopy(value)
-            for stale in [k for k in sources if k.startswith(dotted + ".")]:
-                del sources[stale]
+            if isinstance(old, dict):
+                for stale in [k for k in sources if k.startswith(dotted + ".")]:
+                    del sources[stale]
             sources[dotted] = source
 
 

@@ -7,12 +7,15 @@ A task describes its sections with three words:
 * `Collection(table)`: the section is a map; each key is a name of the table, its value that callable's arguments,
   and `null` removes it.
 
+An argument may be a dataclass: a group of settings, a map in the recipe. `construct` makes it one again for the call.
+
 An address is `package.module:object`. It resolves only inside `anban` and inside packages that declare the entry
 point group `anban.plugins`, and only to a class or function that was defined there.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -172,6 +175,17 @@ def _bind_section(path: str, section: Section, value: Any, defaults: set[str]) -
     return result
 
 
+def construct(target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call with bound arguments, groups of settings made into the dataclasses that they stand for."""
+    annotations = {name: annotation for name, (annotation, _) in parameters(target).items()}
+    made = {
+        key: construct(annotations[key], value) if _is_group(annotations.get(key)) else value
+        for key, value in arguments.items()
+    }
+    return target(**made)
+
+
+@cache
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """name -> (annotation, default) of what a recipe may set; tensors, modules and the like are the program's."""
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
@@ -200,18 +214,44 @@ def _bind_arguments(
     for key in given:
         if key not in known:
             raise unknown("key", f"{path}.{key}", [f"{path}.{k}" for k in known], _home(target))
-    bound = {}
+    bound: dict[str, Any] = {}
     for key, (annotation, default) in known.items():
         where = f"{path}.{key}"
-        if key in given:
+        if _is_group(annotation):
+            own = given.get(key, {})
+            if isinstance(own, annotation):  # from Python, the group itself
+                own = dataclasses.asdict(own)
+            if not isinstance(own, dict):
+                raise InputError(f"Found {_show(own)}.", where=where, expected="a map of names to values")
+            start = {} if default is inspect.Parameter.empty else dataclasses.asdict(default)
+            bound[key] = _bind_group(where, annotation, own, start, defaults)
+        elif key in given:
             bound[key] = convert(given[key], annotation, where)
         elif default is inspect.Parameter.empty:
             raise InputError("A value is needed here.", where=where, expected=_name(annotation),
                              do=f"set {where}=... on the command line or in the recipe")  # fmt: skip
         else:
-            bound[key] = list(default) if isinstance(default, tuple | list) else default
+            bound[key] = list(default) if isinstance(default, tuple) else copy.copy(default)
             defaults.add(where)
     return bound
+
+
+def _bind_group(
+    path: str,
+    group: Callable[..., Any],
+    given: Mapping[str, Any],
+    start: Mapping[str, Any],
+    defaults: set[str],
+) -> dict[str, Any]:
+    """A group's settings; what is not given is as the caller's default has it."""
+    bound = _bind_arguments(path, group, {**start, **given}, {}, defaults)
+    defaults.update(f"{path}.{key}" for key in start if key not in given)
+    construct(group, bound)  # groups check themselves, as settings do
+    return bound
+
+
+def _is_group(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and dataclasses.is_dataclass(annotation)
 
 
 def convert(value: Any, annotation: Any, where: str) -> Any:
@@ -286,6 +326,7 @@ _LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "ge": (operator.ge, "a value of at least"),
     "lt": (operator.lt, "a value below"),
     "le": (operator.le, "a value of at most"),
+    "multiple_of": (lambda value, step: value % step == 0, "a multiple of"),
     "min_length": (lambda value, least: len(value) >= least, "a length of at least"),
     "max_length": (lambda value, most: len(value) <= most, "a length of at most"),
 }
@@ -311,7 +352,18 @@ def _plain(annotation: Any) -> bool:
         return True
     if origin in (list, tuple, dict):
         return all(_plain(a) for a in arguments if a is not Ellipsis)
-    return annotation in (Any, int, float, str, bool, list, tuple, dict, type(None), None)
+    return _is_group(annotation) or annotation in (
+        Any,
+        int,
+        float,
+        str,
+        bool,
+        list,
+        tuple,
+        dict,
+        type(None),
+        None,
+    )
 
 
 def _name(annotation: Any) -> str:

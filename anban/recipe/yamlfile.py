@@ -6,7 +6,9 @@ a repeated key is an error. Nothing but plain values can come out of a file.
 
 from __future__ import annotations
 
+import copy
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,11 @@ def parse(text: str, where: object) -> Any:
     Raises:
         InputError: the text is no YAML, repeats a key, or asks for anything but plain values.
     """
+    return copy.deepcopy(_parsed(text, str(where)))
+
+
+@lru_cache(maxsize=1024)  # long chains of bases share most of their files
+def _parsed(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except _Unusable as error:

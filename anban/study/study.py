@@ -12,11 +12,19 @@ A study file is YAML:
     seeds: 2                             # 0 .. n-1, or a list
     compare: {split: test, protocol: whole, metric: f1}
 
+Switches that are to be combined are `axes`. Every combination is an arm, called by its values joined by "-"; the one
+whose values are all empty is the base arm, so that `name` is not needed:
+
+    axes:                                # the arms are 0-0 (the base), 0-1, 1-0 and 1-1
+      encoder: {0: {}, 1: {model.encoder.sharing: all}}
+      decoder: {0: {}, 1: {model.decoder.trunk: []}}
+
 A recipe may be given instead of a study: it is then the only arm.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +46,7 @@ from anban.record import RunFolder, readable
 from anban.record.files import to_json, write_atomically
 
 FORMAT = "anban-study/1"
-_ONLY_STUDIES = {"question", "name", "arms", "set", "seeds", "compare"}  # a recipe has none of them
+_ONLY_STUDIES = {"question", "name", "arms", "axes", "set", "seeds", "compare"}  # a recipe has none of them
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class StudyFile:
     question: str = ""
     name: str = "base"
     arms: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
     seeds: Annotated[int, Ge(1)] | Annotated[list[int], Len(1)] = 3
     compare: dict[str, str] = field(default_factory=dict)
@@ -123,8 +132,9 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
     given = _read(StudyFile, "study", content)
     common = [*_as_overrides(given.set), *overrides]
     base = load_recipe(given.base, common)
-    arms = [Arm(given.name, base.title if given.name == "base" else given.name, base)]
-    for arm_name, words in given.arms.items():
+    base_name, combined = _combinations(given, path) if given.axes else (given.name, {})
+    arms = [Arm(base_name, base.title if base_name == "base" else base_name, base)]
+    for arm_name, words in [*combined.items(), *given.arms.items()]:
         own = _read(ArmFile, f"arms.{arm_name}", words or {})
         recipe = load_recipe(own.recipe or given.base, [*common, *_as_overrides(own.set)])
         arms.append(Arm(str(arm_name), own.title or str(arm_name), recipe))
@@ -145,7 +155,7 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
                 raise InputError(f"The arm '{arm.name}' is not evaluated on {key} '{decides[key]}'.", where=path,
                                  expected=f"one of {', '.join(arm.recipe.config['eval'][place])}",
                                  do=f"set compare.{key}, or eval.{place} of the arm")  # fmt: skip
-    return Plan(identifier, given.title or identifier, given.question, given.name, arms, numbers, decides)
+    return Plan(identifier, given.title or identifier, given.question, base_name, arms, numbers, decides)
 
 
 Keys = TypeVar("Keys", StudyFile, ArmFile, CompareFile)
@@ -249,6 +259,26 @@ def _write(file: Path, plan: Plan, results: Mapping[str, list[dict[str, Any]]]) 
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, to_json(content, indent=1) + "\n")
+
+
+def _combinations(given: StudyFile, where: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the base arm, and name -> words of the other arms, of a study with axes."""
+    if given.name != "base":
+        raise InputError(f"The base arm is called '{given.name}', and the axes name it too.", where=where,
+                         expected="'name' or 'axes'")  # fmt: skip
+    arms: dict[str, Any] = {}
+    for values in itertools.product(*(axis.items() for axis in given.axes.values())):
+        changes = [change for _, of_axis in values for change in of_axis.items()]
+        if len(dict(changes)) < len(changes):
+            raise InputError(f"Two axes set one key: {', '.join(key for key, _ in changes)}.",
+                             where=f"{where}, key 'axes'", expected="axes that can be combined")  # fmt: skip
+        arms["-".join(str(value) for value, _ in values)] = {"set": dict(changes)}
+    base = next((name for name, words in arms.items() if not words["set"]), None)
+    if base is None:
+        raise InputError("No combination is the base.", where=f"{where}, key 'axes'",
+                         expected="in every axis a value that changes nothing, as {}")  # fmt: skip
+    del arms[base]
+    return base, arms
 
 
 def _difference(base: Recipe, arm: Recipe) -> dict[str, Any]:

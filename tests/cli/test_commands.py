@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anban.cli.check import check
+from anban.recipe import list_recipes
+
 RECIPE = "change/demo-fc-siam-diff"
 
 
@@ -77,6 +80,18 @@ def test_recipes_show_diff() -> None:
     assert all(key.startswith("model.") for key in found)
 
 
+def test_show_prints_the_words_of_the_note() -> None:
+    lines = anban("show", "change/run-103140").stdout.splitlines()
+    assert lines[2] == "note      000_change_detection_lab_notes, lines 85-87"
+    assert lines[3] == "original  2. 103140 跟10341版本一样，lr提升了10.7倍，再跑一次"
+    assert lines[4].startswith("          1. F1 8968")
+    assert "recorded  F1 89.68, inference_F1 90.33" in lines
+    assert any(line.startswith("finding   All scores above") for line in lines)
+    assert any(line.startswith("decision  ") for line in lines)
+    assert max(map(len, lines[: lines.index("")])) <= 110
+    assert "note      000_change_detection_lab_notes, lines 174, 190-192" in anban("show", "change/v1").stdout
+
+
 def test_a_run_can_be_evaluated_predicted_and_diagnosed(run: Path, demo_data: Path, tmp_path: Path) -> None:
     rows = json.loads(
         anban("eval", run, "--protocol", "whole,tiles-32", "--protocol", "sliding-32-16", "--json").stdout
@@ -107,6 +122,22 @@ def test_check_and_profile_and_env() -> None:
     assert cost["input"] == "2 x 1x3x64x64"
     assert cost["levels"]
     assert json.loads(anban("env", "--json").stdout)["device"] in ("cpu", "cuda")
+
+
+def test_check_takes_all_recipes_of_a_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pretend(name: str, folder: Path) -> dict[str, object]:
+        return {"id": name, "status": "ok", "error": None}
+
+    monkeypatch.setattr("anban.engine.debug.check_recipe", pretend)
+    of_task = [line["id"] for line in list_recipes("change")]
+    for every in (True, False):
+        check(None, every=every, task="change", json=True)
+        assert [line["id"] for line in json.loads(capsys.readouterr().out)] == of_task
+    refused(anban("check"), "No recipe is given", "--task")
+    refused(anban("check", RECIPE, "--all"), "as well")
+    refused(anban("check", "--task", "chang"), "did you mean 'change'")
 
 
 def test_bad_words_are_refused(tmp_path: Path) -> None:

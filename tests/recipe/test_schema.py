@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pytest
-from annotated_types import Interval
+from annotated_types import Interval, MultipleOf
 from torch import Tensor
 
 from anban.errors import InputError
@@ -51,6 +51,7 @@ def test_convert(value: Any, annotation: Any, expected: Any) -> None:
         (3, list[int], "a list"),
         (1.2, Annotated[float, Interval(ge=0, le=1)], "at most 1"),
         (-0.1, Annotated[float, Interval(ge=0, le=1)], "at least 0"),
+        (7, Annotated[int, MultipleOf(2)], "a multiple of 2"),
     ],
 )
 def test_convert_refuses(value: Any, annotation: Any, message: str) -> None:

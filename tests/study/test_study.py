@@ -9,10 +9,11 @@ import pytest
 
 from anban.engine.run import execute
 from anban.errors import InputError
-from anban.recipe import Recipe
+from anban.recipe import Recipe, load_recipe
 from anban.record import RunFolder
 from anban.report import write_report
-from anban.study.compare import compare, load_study
+from anban.study.compare import compare
+from anban.study.records import load_study
 from anban.study.study import load_plan, run_study, study_files
 
 STUDY = """
@@ -106,6 +107,50 @@ def test_a_run_compared_with_itself_is_not_distinguishable(
 )
 def test_mistakes_are_refused_before_anything_runs(file: Path, change: tuple[str, str], message: str) -> None:
     file.write_text(STUDY.replace(*change))
+    with pytest.raises(InputError) as error:
+        load_plan(str(file), [])
+    assert message in str(error.value)
+
+
+AXES = """
+question: Do both switches add up?
+base: change/demo-fc-siam-diff
+axes:
+  flip: {0: {}, 1: {augment.flip: null}}
+  loss: {0: {}, 1: {loss.dice: null}, 2: {loss.dice.weight: 2.0, loss.bce: null}}
+arms:
+  tinycd: {recipe: change/demo-tinycd}
+"""
+
+
+def test_axes_are_combined(file: Path) -> None:
+    file.write_text(AXES)
+    plan = load_plan(str(file), [])
+    assert [arm.name for arm in plan.arms] == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2", "tinycd"]
+    assert plan.base == "0-0"
+    assert plan.arms[0].recipe.hash == load_recipe("change/demo-fc-siam-diff").hash
+    both = plan.arms[5].recipe.config
+    assert "flip" not in both["augment"]
+    assert list(both["loss"]) == ["dice"]
+    assert both["loss"]["dice"]["weight"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("base: change", "name: plain\nbase: change"), "the axes name it too"),
+        (("flip: {0: {}, 1", "flip: {0: {augment.swap: {}}, 1"), "No combination is the base"),
+        (
+            ("{0: {}, 1: {loss.dice: null}", "{0: {}, 1: {augment.flip: null}"),
+            "Two axes set one key: augment.flip",
+        ),
+        (("{0: {}, 1: {loss.dice: null}", "{0: {}, 1: {}"), "'0-0' and '0-1' are the same experiment"),
+        (("flip: {0: {}, 1", "flip: {0: null, 1"), "study.axes.flip.0"),
+        (("  tinycd:", "  1-2:"), "Two arms are called '1-2'"),
+    ],
+)
+def test_axes_that_cannot_be_combined_are_refused(file: Path, change: tuple[str, str], message: str) -> None:
+    file.write_text(AXES.replace(*change))
     with pytest.raises(InputError) as error:
         load_plan(str(file), [])
     assert message in str(error.value)
