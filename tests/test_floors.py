@@ -18,7 +18,7 @@ FLOORS: dict[str, set[str]] = {
     "testing": {"official"},
     "official": set(),
     "tasks/contract": {"recipe"},
-    "tasks/change": {"official", "recipe", "data", "losses", "metrics", "testing", "tasks/contract"},
+    "tasks/change": {"official", "recipe", "data", "losses", "metrics", "ssm", "testing", "tasks/contract"},
     "tasks": set(),
     "engine": {"recipe", "record", "data", "ssm", "tasks/contract", "tasks"},
     "study": {"recipe", "record", "metrics"},

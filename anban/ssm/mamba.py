@@ -133,11 +133,15 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix (batch, L, d_model), all tokens at once."""
+        return self._out(self.mixed(tokens))
+
+    def mixed(self, tokens: Tensor) -> Tensor:
+        """What `out_proj` is given, (batch, L, d_inner): for layers that put something of their own in front of it."""
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         y = functools.reduce(torch.add, (self._scan(x, branch) for branch in self._branches()))
         if self.if_divide_out and self.bimamba_type == "v2":
             y = y / 2
-        return self._out(y, z)
+        return _gated(y, z)
 
     def allocate_state(self, batch: int) -> MambaState:
         """The state before the first token of `batch` sequences, for `step`: zeros."""
@@ -176,7 +180,7 @@ class Mamba(nn.Module):
         remembered = torch.exp(delta * decay(self.A_log)) * state.hidden
         hidden = remembered + delta * x.unsqueeze(-1) * B.unsqueeze(1)
         y = (hidden * C.unsqueeze(1)).sum(-1) + self.D * x
-        return self._out(y, z), MambaState(window[..., 1:], hidden)
+        return self._out(_gated(y, z)), MambaState(window[..., 1:], hidden)
 
     def _branches(self) -> list[_Branch]:
         forwards = _Branch(self.conv1d, self.x_proj, self.dt_proj, self.D, {"row": self.A_log})
@@ -210,9 +214,13 @@ class Mamba(nn.Module):
         dt, B, C = x_proj(x).split([dt_proj.in_features, self.d_state, self.d_state], dim=-1)
         return F.linear(dt, dt_proj.weight), B, C  # dt_proj's bias is added inside the scan, in its precision
 
-    def _out(self, y: Tensor, z: Tensor) -> Tensor:
-        out: Tensor = self.out_proj(y.to(z.dtype) * F.silu(z))
+    def _out(self, mixed: Tensor) -> Tensor:
+        out: Tensor = self.out_proj(mixed)
         return out if self.gamma is None else out * self.gamma
+
+
+def _gated(y: Tensor, z: Tensor) -> Tensor:
+    return y.to(z.dtype) * F.silu(z)
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *, backwards: bool = False) -> Tensor:

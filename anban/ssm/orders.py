@@ -10,6 +10,9 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from anban.errors import InputError
 
 
@@ -46,6 +49,16 @@ BIDIRECTIONAL = ("row", "row", "row-reversed", "row-reversed")
 ROTATED = ("row", "column-leftward", "row-reversed", "column-upward")
 """VMamba's `v052d3`: the image turned by 0, 90, 180 and 270 degrees."""
 
+OBLIQUE = {
+    "diagonal": ("column", 1),  # down and to the right; on the right border it goes on at the left one
+    "diagonal-reversed": ("column-reversed", 1),  # the same backwards
+    "antidiagonal": ("column", -1),  # down and to the left; on the left border it goes on at the right one
+    "antidiagonal-reversed": ("column-reversed", -1),  # the same backwards
+}
+"""Orders that are no walk, but one over a sheared image: order -> (that walk, how far to shear)."""
+OMNIDIRECTIONAL = (*CROSS, "diagonal", "antidiagonal", "diagonal-reversed", "antidiagonal-reversed")
+"""RS-Mamba's omnidirectional scan (arXiv 2404.02668, section III-C)."""
+
 
 def walk(order: str, height: int, width: int) -> Walk:
     """The walk of one of `ORDERS` over an image of `height` x `width` pixels.
@@ -78,3 +91,43 @@ def unknown(order: str) -> InputError:
 def walks(orders: tuple[str, ...], height: int, width: int) -> tuple[Walk, ...]:
     """The walks of several orders."""
     return tuple(walk(order, height, width) for order in orders)
+
+
+class Sheared(NamedTuple):
+    """Orders that are walks over one sheared image.
+
+    Attributes:
+        columns: how far to shear it; 0 leaves it as it is.
+        members: which of the orders these are, to index parameters with.
+        walks: their names over the sheared image.
+    """
+
+    columns: int
+    members: slice | list[int]
+    walks: tuple[str, ...]
+
+
+@functools.lru_cache(64)
+def by_shear(orders: tuple[str, ...]) -> tuple[Sheared, ...]:
+    """Several orders, oblique ones among them, in groups that share a sheared image."""
+    straight = [OBLIQUE.get(order, (order, 0)) for order in orders]
+    groups = []
+    for shear in dict.fromkeys(columns for _, columns in straight):
+        members = [k for k, (_, columns) in enumerate(straight) if columns == shear]
+        own = tuple(straight[k][0] for k in members)
+        groups.append(Sheared(shear, slice(None) if own == orders else members, own))
+    return tuple(groups)
+
+
+def sheared(image: Tensor, columns: int) -> Tensor:
+    """Move every line `columns` further to the left than the line above; what leaves comes in again on the other side.
+
+    Args:
+        image: (batch, H, W, C).
+    """
+    if columns == 0:
+        return image
+    height, width = image.shape[1:3]
+    line, column = torch.arange(height, device=image.device), torch.arange(width, device=image.device)
+    pixels = line[:, None] * width + (column + columns * line[:, None]) % width
+    return image.flatten(1, 2).index_select(1, pixels.flatten()).view(image.shape)

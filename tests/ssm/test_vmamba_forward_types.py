@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anban.errors import InputError
-from anban.ssm.orders import BIDIRECTIONAL, CROSS, ROTATED, UNIDIRECTIONAL
+from anban.ssm.orders import BIDIRECTIONAL, CROSS, OMNIDIRECTIONAL, ROTATED, UNIDIRECTIONAL
 from anban.ssm.vmamba import ForwardType, cross_merge, cross_scan, forward_type, forward_types
 
 V05 = ForwardType()
@@ -94,6 +94,8 @@ def test_suffixes_that_do_not_go_together_are_refused(name: str, why: str) -> No
     "options",
     [
         {"orders": ("row", "column")},
+        {"orders": OMNIDIRECTIONAL, "cascade": True},
+        {"orders": OMNIDIRECTIONAL[4:], "projection": "input", "gate": "none"},
         {"gate": "features"},
         {"step": "shared"},
         {"projection": "input"},

@@ -123,6 +123,16 @@ def test_some_levels_equal_those_of_all() -> None:
     assert some.widths == [16]
 
 
+def test_features_that_are_not_normed_are_what_the_norm_is_given() -> None:
+    normed, bare = backbone(), backbone(out_norm=False)
+    assert not [name for name in bare.state_dict() if name.startswith("outnorm")]
+    load_official(bare, {n: t for n, t in normed.state_dict().items() if not n.startswith("outnorm")})
+    for i, (one, other) in enumerate(zip(normed(image()), bare(image()), strict=True)):
+        assert torch.equal(
+            normed.get_submodule(f"outnorm{i}")(other.permute(0, 2, 3, 1)), one.permute(0, 2, 3, 1)
+        )
+
+
 # ---- layouts, sizes, weights -------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from anban.errors import InputError
 from anban.official import load_official
+from anban.ssm.orders import CROSS, OMNIDIRECTIONAL, walk
 from anban.ssm.scan import selective_scan
-from anban.ssm.vmamba import SS2D, VSSBlock, cross_merge, cross_scan, ss2d
+from anban.ssm.vmamba import SS2D, ForwardType, VSSBlock, cross_merge, cross_scan, ss2d
 
 TYPES = [
     "v0",
@@ -256,3 +257,40 @@ def test_drop_path_and_dropout_act_in_training_only() -> None:
     assert 32 < changed.sum() < 64  # both branches are left out for a quarter of the samples
     block.eval()
     assert torch.equal(block(x), block(x))
+
+
+# ---- oblique orders ----------------------------------------------------------------------------------------------------
+
+
+def path(order: str, height: int, width: int) -> list[int]:
+    """The pixels in the order of the sequence."""
+    if order in CROSS:
+        return [walk(order, height, width).pixel(t) for t in range(height * width)]
+    down = -1 if order.startswith("anti") else 1
+    pixels = [row * width + (column + down * row) % width for column in range(width) for row in range(height)]
+    return pixels[::-1] if order.endswith("reversed") else pixels
+
+
+@pytest.mark.parametrize("orders", [OMNIDIRECTIONAL, OMNIDIRECTIONAL[4:]], ids=["eight", "oblique"])
+@pytest.mark.parametrize("size", [(3, 5), (5, 3), (1, 4)], ids=str)
+def test_oblique_orders_read_the_pixels_along_wrapped_diagonals(
+    size: tuple[int, int], orders: tuple[str, ...]
+) -> None:
+    layer = make(forward_type=ForwardType(orders, gate="none"))
+    x = torch.randn(2, *size, 16, generator=torch.Generator().manual_seed(2))
+    expected = torch.zeros(2, x[0, ..., 0].numel(), 16)
+    with torch.no_grad():
+        for k, order in enumerate(orders):
+            pixels = path(order, *size)
+            line = x.flatten(1, 2)[:, pixels].unsqueeze(1)
+            expected[:, pixels] += layer._scan(line, ("row",), [k]).squeeze(1)
+        torch.testing.assert_close(layer._all_orders(x), expected.view(x.shape))
+
+
+def test_all_directions_have_parameters_and_gradients() -> None:
+    layer = make(forward_type=ForwardType(OMNIDIRECTIONAL))
+    assert layer.A_logs.shape == (8 * 16, 3)
+    layer(image()).square().sum().backward()
+    for parameter in (layer.x_proj_weight, layer.dt_projs_weight, layer.dt_projs_bias):
+        assert parameter.grad is not None
+        assert parameter.grad.flatten(1).abs().amax(1).min() > 0

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from anban.errors import InputError
-from anban.ssm.orders import BIDIRECTIONAL, CROSS, ROTATED, UNIDIRECTIONAL
+from anban.ssm.orders import BIDIRECTIONAL, CROSS, OBLIQUE, OMNIDIRECTIONAL, ROTATED, UNIDIRECTIONAL
 
 OutNorm = Literal["layer", "none", "dwconv3", "layer+dwconv3", "softmax", "sigmoid"]
 
@@ -29,7 +29,8 @@ class ForwardType:
     """How an SS2D computes.
 
     Attributes:
-        orders: scan orders of the four directions (names of `anban.ssm.orders.ORDERS`).
+        orders: scan orders of the four or eight directions (names of `anban.ssm.orders`: `ORDERS`, `OBLIQUE`); eight and
+            oblique ones only with projection "features" and without cascade.
         cascade: rows first, every row a sequence of its own, then the columns of the result; `orders` does not apply.
         projection: where the step, B and C of the scan come from. "features": a projection per direction of the convolved
             features (`x_proj`, then `dt_proj` for the step). "input": all of them are outputs of `in_proj`, and the
@@ -61,11 +62,14 @@ class ForwardType:
         fused = self.projection == "input"
         gates = ("none", "features") if fused else ("none", "linear", "activated")
         together = not self.cascade if fused else self.step == "own"
-        if len(self.orders) != len(CROSS) or self.gate not in gates or not together:
+        plain = len(self.orders) == len(CROSS) and not OBLIQUE.keys() & set(self.orders)
+        any_order = not fused and not self.cascade and len(self.orders) in (len(CROSS), len(OMNIDIRECTIONAL))
+        if not (plain or any_order) or self.gate not in gates or not together:
             raise InputError(
                 f"these attributes do not go together: {self}",
                 where="ForwardType",
-                expected=f"{len(CROSS)} orders and, with projection {self.projection!r}, a gate of {', '.join(gates)} and "
+                expected="four orders (eight or oblique ones: with projection 'features' and without cascade) and, with "
+                f"projection {self.projection!r}, a gate of {', '.join(gates)} and "
                 + ("no cascade" if fused else "the step 'own'"),
             )
 

@@ -89,7 +89,8 @@ def _block(
     return VSSBlock(norm_layer=_layout(norm_layer, channel_first), **_scan_arguments(repository, given))  # type: ignore[arg-type]
 
 
-def _network(repository: str, build: type[nn.Module], **given: Any) -> nn.Module:
+def network_arguments(repository: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The constructor arguments of a network made of VSS blocks, as that release takes them, in terms of `VSSM`'s."""
     # pretrained is not passed on: a case fills every tensor; the second release added ssm_rank_ratio, which nothing reads
     ignored = {"pretrained", "ssm_rank_ratio"} | (
         {"posembed", "imgsize"} if repository == _CHANGEMAMBA else set()
@@ -97,18 +98,18 @@ def _network(repository: str, build: type[nn.Module], **given: Any) -> nn.Module
     given = {name: value for name, value in given.items() if name not in ignored}
     given.setdefault("dims", [96, 192, 384, 768])
     given["norm_layer"] = _name(given.get("norm_layer", "ln"))
-    return build(**_scan_arguments(repository, given))
+    return _scan_arguments(repository, given)
 
 
 def _vssm(repository: str, **given: Any) -> nn.Module:
-    return _network(repository, VSSM, **given)
+    return VSSM(**network_arguments(repository, given))
 
 
 def _backbone(repository: str, **given: Any) -> nn.Module:
     given.pop("num_classes", None)
     if repository == _CHANGEMAMBA:
         given.setdefault("norm_layer", "ln2d")
-    return _network(repository, VSSMBackbone, add_pos_embed=False, **given)
+    return VSSMBackbone(add_pos_embed=False, **network_arguments(repository, given))
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------

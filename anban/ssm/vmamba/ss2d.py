@@ -1,4 +1,4 @@
-"""SS2D: the selective scan of an image in four directions, with its projections.
+"""SS2D: the selective scan of an image in several directions, with its projections.
 
 Source: VMamba, arXiv 2401.10166, section 4.2 and figure 4; numerically equal to `classification/models/vmamba.py` of the
 authors' release for every forward type that runs there, and to ChangeMamba's copy.
@@ -10,6 +10,7 @@ but the step itself. Data lie channels-last in memory in both layouts.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anban.errors import InputError
-from anban.ssm.orders import CROSS
+from anban.ssm.orders import by_shear, sheared
 from anban.ssm.parameters import undecayed
 from anban.ssm.scan import selective_scan_2d
 from anban.ssm.vmamba.forward_types import ForwardType, OutNorm
@@ -38,15 +39,13 @@ from anban.ssm.vmamba.layers import (
     to_last,
 )
 
-DIRECTIONS = len(CROSS)
-
 
 class SS2D(Official):
     """The selective scan of an image: (batch, H, W, d_model), or (batch, d_model, H, W) if channel-first, to the same shape.
 
     A linear layer widens the channels to d_inner = ssm_ratio * d_model (and as many for a gate), a depth-wise convolution and
-    an activation follow, then the scan in four directions, whose results are added up, a norm, the gate, and a linear layer
-    back to d_model. Parameters have the official names.
+    an activation follow, then the scan in four directions (in eight, with oblique orders), whose results are added up, a norm,
+    the gate, and a linear layer back to d_model. Parameters have the official names.
 
     Args:
         d_model: channels of input and output.
@@ -92,6 +91,7 @@ class SS2D(Official):
         super().__init__()
         self.kind = kind = parse(forward_type)
         self.channel_first = channel_first
+        self.directions = len(kind.orders)
         self.d_model, self.d_state = d_model, d_state
         self.d_inner = int(ssm_ratio * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
@@ -110,15 +110,15 @@ class SS2D(Official):
             else nn.Identity()
         )
         if features:
-            shape = (DIRECTIONS, self.dt_rank + 2 * d_state, self.d_inner)
+            shape = (self.directions, self.dt_rank + 2 * d_state, self.d_inner)
             self.x_proj_weight = nn.Parameter(torch.empty(shape).uniform_(-1, 1) / math.sqrt(self.d_inner))
         self.out_norm = _out_norm(kind.out_norm, self.d_inner, channel_first)
         self.out_act = nn.GELU() if kind.out_activation else nn.Identity()
         self.out_proj = linear(self.d_inner, d_model, channel_first=channel_first, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-        shape = (DIRECTIONS, self.d_inner, self.dt_rank)
-        rates: Tensor = choose(_RATES, initialize, "initialize")(DIRECTIONS * self.d_inner, d_state)
+        shape = (self.directions, self.d_inner, self.dt_rank)
+        rates: Tensor = choose(_RATES, initialize, "initialize")(self.directions * self.d_inner, d_state)
         if initialize == "v0":
             step_weight = _step_weight(shape, dt_init, dt_scale)
             step_bias = _step_bias(shape[:2], dt_min, dt_max, dt_init_floor)
@@ -126,7 +126,7 @@ class SS2D(Official):
             draw = torch.randn if initialize == "v1" else torch.rand
             step_weight, step_bias = 0.1 * draw(shape), 0.1 * draw(shape[:2])
         self.A_logs = undecayed(rates)
-        self.Ds = undecayed(torch.ones(DIRECTIONS * self.d_inner))
+        self.Ds = undecayed(torch.ones(self.directions * self.d_inner))
         if kind.step != "full":
             self.dt_projs_weight = nn.Parameter(step_weight)
         self.dt_projs_bias = undecayed(step_bias)
@@ -153,7 +153,7 @@ class SS2D(Official):
             gate = self.act(gate)
         features = self.act(self._convolved(x))
         last = to_last(features) if self.channel_first else features
-        y = self._cascade(last) if self.kind.cascade else self._scan(last, self.kind.orders)
+        y = self._cascade(last) if self.kind.cascade else self._all_orders(last)
         return self._normalised(y, features.dtype), gate
 
     def _from_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -163,7 +163,7 @@ class SS2D(Official):
         projected: Tensor = self.in_proj(x)
         last = to_last(projected) if self.channel_first else projected
         features, step, B, C = last.split_with_sizes(self._fused_widths(), dim=-1)
-        own = (*last.shape[:3], DIRECTIONS, -1)
+        own = (*last.shape[:3], self.directions, -1)
         B, C = B.reshape(own), C.reshape(own)
         step = step.reshape(own) if self.kind.step == "own" else step.unsqueeze(3).expand(own)
         if self.kind.step != "full":
@@ -174,8 +174,8 @@ class SS2D(Official):
 
     def _fused_widths(self) -> list[int]:
         """What in_proj gives with projection "input": features, step, B and C."""
-        steps = {"own": DIRECTIONS * self.dt_rank, "shared": self.dt_rank, "full": self.d_inner}
-        states = DIRECTIONS * self.d_state
+        steps = {"own": self.directions * self.dt_rank, "shared": self.dt_rank, "full": self.d_inner}
+        states = self.directions * self.d_state
         return [self.d_inner, steps[self.kind.step], states, states]
 
     def _convolved(self, x: Tensor) -> Tensor:
@@ -183,7 +183,15 @@ class SS2D(Official):
 
     # ---- the scan, channels-last ------------------------------------------------------------------------------------
 
-    def _scan(self, x: Tensor, orders: Sequence[str], directions: slice = slice(None)) -> Tensor:
+    def _all_orders(self, x: Tensor) -> Tensor:
+        """`_scan` along all orders. For oblique ones the image is sheared in front of the projections, which see no order."""
+        parts = (
+            sheared(self._scan(sheared(x, columns), walks, members), -columns)
+            for columns, members, walks in by_shear(self.kind.orders)
+        )
+        return functools.reduce(torch.add, parts)
+
+    def _scan(self, x: Tensor, orders: Sequence[str], directions: slice | list[int] = slice(None)) -> Tensor:
         """(batch, H, W, d_inner) -> the same in float32: projected once on the pixels, scanned with some of the directions."""
         weight = self.x_proj_weight[directions]
         projected = F.linear(x, weight.flatten(0, 1)).view(*x.shape[:3], *weight.shape[:2])
@@ -198,12 +206,12 @@ class SS2D(Official):
         B: Tensor,
         C: Tensor,
         orders: Sequence[str],
-        directions: slice = slice(None),
+        directions: slice | list[int] = slice(None),
     ) -> Tensor:
         if self.kind.float32_inputs:
             x, step, B, C = (_full(t) for t in (x, step, B, C))
-        A = -_full(self.A_logs).exp().view(DIRECTIONS, self.d_inner, -1)[directions]
-        D = _full(self.Ds).view(DIRECTIONS, self.d_inner)[directions]
+        A = -_full(self.A_logs).exp().view(self.directions, self.d_inner, -1)[directions]
+        D = _full(self.Ds).view(self.directions, self.d_inner)[directions]
         bias = _full(self.dt_projs_bias)[directions]
         return selective_scan_2d(x, step, A, B, C, D, bias, orders=orders)
 

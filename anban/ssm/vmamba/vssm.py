@@ -208,11 +208,12 @@ class VSSM(VSSMTrunk):
 class VSSMBackbone(VSSMTrunk):
     """VMamba as a backbone: images (batch, in_chans, H, W) -> features of some stages, each (batch, C_i, H_i, W_i).
 
-    A stage's output is taken before the downsampling and normed (`outnorm{i}`); the next stage goes on from the output that
+    A stage's output is taken before the downsampling and normed (`outnorm{i}`) unless `out_norm` is off; the next stage goes on from the output that
     is not normed. Everything else is the network VSSM without its classifier.
 
     Args:
         out_indices: the stages, from 0, whose features are returned, in the order of the stages.
+        out_norm: norm the features; otherwise they are those that the next stage goes on from.
         add_pos_embed: with posembed=True, add the position embedding. The release's backbone has it and never adds it; give
             False for that.
         **trunk: see `VSSMTrunk`.
@@ -222,7 +223,12 @@ class VSSMBackbone(VSSMTrunk):
     """
 
     def __init__(
-        self, out_indices: Sequence[int] = (0, 1, 2, 3), *, add_pos_embed: bool = True, **trunk: Any
+        self,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        *,
+        out_norm: bool = True,
+        add_pos_embed: bool = True,
+        **trunk: Any,
     ):
         super().__init__(**trunk)
         self.out_indices, self.add_pos_embed = tuple(sorted(set(out_indices))), add_pos_embed
@@ -235,7 +241,7 @@ class VSSMBackbone(VSSMTrunk):
         self.widths = [self.dims[i] for i in self.out_indices]
         self._initialise()
         for i in self.out_indices:
-            self.add_module(f"outnorm{i}", norm(self.norm_layer, self.dims[i]))
+            self.add_module(f"outnorm{i}", norm(self.norm_layer, self.dims[i]) if out_norm else nn.Identity())
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features (batch, C_i, H_i, W_i) of the stages `out_indices` of images (batch, in_chans, H, W)."""

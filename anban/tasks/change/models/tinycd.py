@@ -15,8 +15,8 @@ import torchvision
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from anban.errors import InputError
 from anban.official import rename
+from anban.tasks.change.models.common import check_sides
 
 EfficientNet = Literal[
     "efficientnet_b0",
@@ -144,13 +144,7 @@ class TinyCD(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Logit of change (B, 1, H, W) of the earlier image `a` and the later image `b`, (B, 3, H, W) each."""
-        height, width = a.shape[-2:]
-        if height % self.multiple_of or width % self.multiple_of:
-            raise InputError(
-                f"TinyCD was given images of {height}x{width}",
-                expected=f"sides that are multiples of {self.multiple_of}",
-                do="pad the images, as the change task does, or resize them",
-            )
+        check_sides(self, a)
         masks = [self.masks[0](a, b)]
         stem, *stages = self.encoder
         a, b = stem(a), stem(b)
