@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anban.errors import InputError
-from anban.recipe import load_recipe
+from anban.recipe import differences, load_recipe
 from anban.recipe.yamlfile import parse
 from anban.tasks.change.debug import debug
 from anban.tasks.change.task import ChangeTask, Evaluation
@@ -128,6 +128,18 @@ def test_debug_data_may_lie_anywhere(tmp_path: Path) -> None:
     given = dict(text.split("=", 1) for text in debug(config, folder))
     assert parse(given["data.root"], "data.root") == str(folder / "change")
     assert parse(given["eval.splits"], "eval.splits") == ["test", "train"]
+
+
+def test_the_debug_size_is_small_and_keeps_the_structure(tmp_path: Path) -> None:
+    protocols = "eval.protocols=[whole, tiles-256+flip, sliding]"
+    full = load_recipe("change/v10", [protocols]).config
+    small = load_recipe("change/v10", debug(full, tmp_path))
+    changed = {
+        key: new for key, (_, new) in differences(full, small.config).items() if key.startswith("model.")
+    }
+    assert changed == {"model.dims": 8, "model.depths": [2, 2, 2, 2]}
+    assert small.config["eval"]["protocols"] == ["whole", "tiles-64+flip", "sliding-64-32"]
+    assert small.config["machine"]["workers"] == 0
 
 
 # Evaluation --------------------------------
