@@ -39,7 +39,7 @@ def doctor(
                 print(f"{key}: {value}")
         for finding in found["findings"]:
             parts = [f"{finding['level']}: {finding['what']}"]
-            parts += [f"  {key}: {finding[key]}" for key in ("where", "do") if finding.get(key)]
+            parts += [f"  {key}: {finding[key]}" for key in ("where", "cause", "do") if finding.get(key)]
             print("\n".join(parts))
         if not found["findings"]:
             print("nothing found")
@@ -52,30 +52,35 @@ def _run_health(path: Path) -> dict[str, Any]:
 
     run = RunFolder.open(path)
     info = run.info
+    # Runs of before there were outcomes have sentences under `warnings`.
     findings = [{"level": "warning", "what": text} for text in info.get("warnings") or []]
-    if run.state in ("failed", "lost"):
-        why = info["why"] or "its process is gone"
+    for finding in info.get("findings") or []:
+        findings.append(_found(finding, run.state == "failed" and finding["kind"] == info.get("outcome")))
+    if run.state in ("failed", "lost") and all(finding["level"] != "error" for finding in findings):
+        why = info["why"] or "its process is gone (killed, perhaps for want of memory)"
         findings.append(
             {"level": "error", "what": f"the run is {run.state}: {why}", "do": "anban run ID --resume"}
         )
-    scores = {(s["split"], s["name"]): s["value"] for s in info["scores"]}
-    best = ((info.get("progress") or {}).get("best") or {}).get("name", "f1")
-    for (split, name), value in scores.items():
-        trained = scores.get(("train", name))
-        if split == "train" or name != best or value is None or trained is None:
-            continue
-        if trained - value > 0.2:
-            what = f"{name} is {trained:.3f} on train and {value:.3f} on {split}: the network has overfitted"
-            findings.append(
-                {"level": "warning", "what": what, "do": "more data or augmentation, or fewer steps"}
-            )
-    progress = info.get("progress") or {}
-    rise, step = progress.get("last_rise"), progress.get("step")
-    if rise is not None and step and rise < 0.5 * step:
-        what = f"the validation score last rose at step {rise} of {step}"
-        findings.append({"level": "info", "what": what, "do": "stop earlier, or change the schedule"})
     wait = (info.get("time") or {}).get("data_wait_share") or 0
     if wait > 0.3:
         findings.append({"level": "info", "what": f"{100 * wait:.0f} % of the time is spent waiting for data",
                          "do": "raise machine.workers"})  # fmt: skip
-    return {"run": info["id"], "state": run.state, "findings": findings}
+    return {
+        "run": info["id"],
+        "state": run.state,
+        "outcome": info.get("outcome"),
+        "findings": findings,
+    }
+
+
+def _found(finding: dict[str, Any], fatal: bool) -> dict[str, Any]:
+    """A finding of the run's record: what ended the run is an error, what has gone by itself only worth knowing."""
+    level = "error" if fatal else "warning" if finding["ended"] is None else "info"
+    ended = f", until step {finding['ended']}" if finding["ended"] is not None else ""
+    return {
+        "level": level,
+        "kind": finding["kind"],
+        "what": f"{finding['kind']} since step {finding['step']}{ended}: {finding['what']}",
+        "cause": finding["cause"],
+        "do": finding["remedy"],
+    }

@@ -123,6 +123,7 @@ def print_list(
         "id",
         "recipe",
         "state",
+        "outcome",
         "seed",
         "started",
         "seconds",
@@ -136,15 +137,16 @@ def print_list(
                 row["id"],
                 row["recipe"],
                 row["state"],
+                _text(row["outcome"]),
                 _text(row["seed"]),
                 _text(row["started"])[:19].replace("T", " "),
                 "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
                 _text(row["score"]),
-                _short(row["why"] or "", 60),
+                _short(row["why"] or row["cause"] or "", 60),
             )
             for row in rows
         ],
-        right=(3, 5, 6),
+        right=(4, 6, 7),
     )
     if more and limit is None:
         print(f"the newest {len(rows)}; --limit 0 shows all", file=sys.stderr)
@@ -159,11 +161,15 @@ def print_run(out: Path, name: str, *, as_json: bool = False) -> None:
     if as_json:
         print_json({**run.info, "state": run.state, "path": str(run.path), "metrics": list(last.values())})
         return
-    info = {key: value for key, value in run.info.items() if key != "scores"}
+    info = {key: value for key, value in run.info.items() if key not in ("scores", "findings")}
     flat = dict(flatten({"path": str(run.path), **info, "state": run.state}))
     width = max(map(len, flat))
     for key, value in flat.items():
         print(f"{key:<{width}}  {_text(value)}")
+    for finding in run.info.get("findings") or []:
+        ended = f", until step {finding['ended']}" if finding["ended"] is not None else ""
+        print(f"\n{finding['kind']} since step {finding['step']}{ended}: {finding['what']}")
+        print(f"  cause: {finding['cause']}\n  remedy: {finding['remedy']}")
     scores = run.info.get("scores") or []
     if scores:
         print("\nscores")

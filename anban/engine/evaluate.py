@@ -17,7 +17,7 @@ from anban.engine.stop import Interrupted
 from anban.engine.stream import batches, to_device
 from anban.engine.update import autocast
 from anban.record import RunFolder
-from anban.tasks.contract import Task
+from anban.tasks.contract import Symptom, Task
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Evaluation:
     protocol: str
     scores: dict[str, float | None]
     records: list[dict[str, Any]]
-    warnings: list[str]
+    symptoms: list[Symptom]
     shown: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
 

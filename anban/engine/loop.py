@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loguru import logger
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset, Subset
 
 from anban.data.draws import derive, seed_everything
 from anban.engine import checkpoint, memory, parallel
 from anban.engine.evaluate import Evaluation, evaluate
+from anban.engine.health import Health
 from anban.engine.progress import Progress
 from anban.engine.schedule import Schedule
 from anban.engine.settings import Machine, Train
@@ -30,11 +32,7 @@ from anban.engine.stream import StepSampler, batches, to_device
 from anban.engine.update import GRADIENT_NORM, Updater
 from anban.errors import InputError
 from anban.record import RunFolder
-from anban.tasks.contract import Task
-
-
-class Diverged(RuntimeError):
-    """The loss is no longer a finite number."""
+from anban.tasks.contract import Diverged, Task
 
 
 @dataclass
@@ -50,6 +48,7 @@ class Progressed:
         last_rise: step at which the validation score last rose.
         rate_changed: step at which the learning rate last changed; `rate_changes` lists them for schedules that
             change it only now and then.
+        health: what has gone wrong, and what its watch remembers.
     """
 
     step: int = 0
@@ -60,7 +59,13 @@ class Progressed:
     last_rise: int | None = None
     rate_changed: int | None = None
     rate_changes: list[int] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    health: Health = field(default_factory=Health)
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Progressed:
+        """From a checkpoint; one written before runs had a health has none."""
+        known = {key: value for key, value in state.items() if key in cls.__dataclass_fields__}
+        return cls(**known | {"health": Health.restored(state["health"]) if "health" in state else Health()})
 
 
 class Loop:
@@ -104,6 +109,7 @@ class Loop:
         self.done = Progressed()
         self.validates = task.has_split("val")
         self.validation_data = task.evaluation_data("val") if self.validates else None
+        self.training_samples = self._training_samples()
         self.board: Any = None
         self._pending: list[tuple[int, dict[str, torch.Tensor]]] = []
 
@@ -119,7 +125,7 @@ class Loop:
 
         Raises:
             Interrupted: `stop` said so; the run can be resumed.
-            Diverged: the loss became infinite or not a number.
+            Diverged: a loss, a gradient or a weight became infinite or not a number.
         """
         eval_every = self.settings.eval_every or self.per_epoch
         save_every = self.machine.checkpoint_every or eval_every
@@ -218,17 +224,41 @@ class Loop:
         for step, values in self._pending:
             latest = {name: next(numbers) for name in values}
             for name, value in latest.items():
-                if not math.isfinite(value) and name != GRADIENT_NORM:
+                skipped = name == GRADIENT_NORM and self.updater.scaler.is_enabled()
+                if not math.isfinite(value) and not skipped:
                     self._pending.clear()
                     raise Diverged(f"the {name} is {value} at step {step} (seed {self.seed})")
             self.done.window.append(latest["loss"])
+            self.done.health.hear(latest["loss"])
         self._pending.clear()
         return latest
 
+    def _check_finite(self) -> None:
+        """Raise Diverged for a loss of the steps so far, or a weight, that is no finite number.
+
+        A gradient that is not finite leaves such a weight, also where the loss of its step was in order.
+        """
+        self._collect()
+        for module in self.task.modules.values():
+            if not get_total_norm(module.parameters(), norm_type=math.inf).isfinite():
+                name = next(n for n, p in module.named_parameters() if not p.isfinite().all())
+                step = self.done.step
+                raise Diverged(f"the weight {name} is not finite after step {step} (seed {self.seed})")
+
     # Validation and checkpoints ---------------------------------------------------------------------------------
+
+    def _training_samples(self) -> Dataset[Any] | None:
+        """A few training samples as evaluation sees them, evenly spread, for comparison with the validation's."""
+        if self.validation_data is None or not self.machine.train_samples or not self.task.has_split("train"):
+            return None
+        data = self.task.evaluation_data("train")
+        total = len(data)  # type: ignore[arg-type]
+        count = min(self.machine.train_samples, total, len(self.validation_data))  # type: ignore[arg-type]
+        return Subset(data, [i * total // count for i in range(count)])
 
     def _validate(self, progress: Progress) -> None:
         begun = time.perf_counter()
+        self._check_finite()
         parallel.align(self.model)
         shown = self.task.shown("val")[: self.machine.images]
         result = self.evaluate("val", self.settings.validate, shown)
@@ -247,15 +277,35 @@ class Loop:
             self.done.last_rise = self.done.step
             self.save("best.pt")
         self._record("val", result.protocol, result.scores)
-        for warning in result.warnings:
-            text = f"step {self.done.step}, val: {warning}"
-            self.done.warnings = [*self.done.warnings[-19:], text]
-            logger.warning(text)
+        self._examine(result)
         self._pictures(result)
         progress.validated(self.done.step, result.scores.get(self.task.select), self.done.best, self.task)
         self._report(time.perf_counter() - begun)
 
-    def evaluate(self, split: str, protocol: str, shown: list[int]) -> Evaluation:
+    def _examine(self, result: Evaluation) -> None:
+        trained = None
+        if self.training_samples is not None:
+            scores = self.evaluate("train", result.protocol, [], self.training_samples).scores
+            trained = scores.get(self.task.select)
+            self._record("train-samples", result.protocol, {self.task.select: trained})
+        self.done.health.validated(
+            self.done.step,
+            self.task,
+            symptoms=result.symptoms,
+            score=result.scores.get(self.task.select),
+            trained=trained,
+            best=self.done.best,
+            schedule=self.schedule,
+            peaks=[peak for peaks in self.peaks.values() for peak in peaks],
+        )
+
+    def evaluate(
+        self, split: str, protocol: str, shown: list[int], dataset: Dataset[Any] | None = None
+    ) -> Evaluation:
+        """Score a split, or the few samples of it that `dataset` holds (no workers: their start costs more)."""
+        workers = self.machine.workers if dataset is None else 0
+        if dataset is None and split == "val":
+            dataset = self.validation_data
         return evaluate(
             self.task,
             self.model,
@@ -265,14 +315,14 @@ class Loop:
             precision=self.settings.precision,
             batch=self.machine.eval_batch,
             shown=shown,
-            dataset=self.validation_data if split == "val" else None,
-            workers=self.machine.workers,
+            dataset=dataset,
+            workers=workers,
             stop=self.stop,
         )
 
     def save(self, name: str) -> None:
         """Write a checkpoint (first process only); never one of a run that has diverged."""
-        self._collect()
+        self._check_finite()
         if self.run is None:
             return
         state: dict[str, Any] = {
@@ -306,7 +356,7 @@ class Loop:
             self.average.load_state_dict(state["average"])
         self.schedule.load_state_dict(state["schedule"])
         self.updater.scaler.load_state_dict(state["scaler"])
-        self.done = Progressed(**state["progress"])
+        self.done = Progressed.restored(state["progress"])
 
     # What is written down ---------------------------------------------------------------------------------------
 
@@ -365,5 +415,5 @@ class Loop:
                 "data_wait_share": done.waited / done.seconds if done.seconds else 0.0,
                 "peak_memory_mb": memory.peak_mb(self.device),
             },
-            warnings=done.warnings,
+            **done.health.told(),
         )

@@ -16,8 +16,9 @@ from loguru import logger
 from torch import nn
 
 from anban.data.draws import derive, seed_everything
-from anban.engine import checkpoint, parallel
-from anban.engine.evaluate import record
+from anban.engine import checkpoint, memory, parallel
+from anban.engine.evaluate import Evaluation, record
+from anban.engine.health import Finding, Health, diagnosed
 from anban.engine.loop import Loop
 from anban.engine.profile import profile
 from anban.engine.settings import Machine, Train
@@ -124,7 +125,9 @@ def execute(
                         stale.unlink()
                     if resume is not None:
                         run.resume(
-                            hash=recipe.hash, difference={**run.info["difference"], **recipe.difference}
+                            hash=recipe.hash,
+                            difference={**run.info["difference"], **recipe.difference},
+                            **Health().told(),
                         )
                     run.update(device=_device_name(target))
                     run.write_recipe(recipe.to_yaml())
@@ -134,7 +137,7 @@ def execute(
         except BaseException as error:
             setattr(error, "run", path)  # noqa: B010 - a study lists the folder of a failed run as well
             if run is not None:
-                _ended_early(run, error)
+                _ended_early(run, error, recipe.config, memory.peak_mb(target))
             else:
                 (path / f"failed-rank{parallel.rank()}.txt").write_text(_why(error), encoding="utf-8")
             raise
@@ -188,24 +191,24 @@ def _train_and_evaluate(
 def _final_scores(
     task: Task, loop: Loop, settings: dict[str, Any], run: RunFolder | None, which: str
 ) -> None:
+    results: dict[tuple[str, str], Evaluation] = {}
     for number, split in enumerate(settings["splits"]):
         for protocol in settings["protocols"]:
             stamp = task.stamp(protocol, split)
             main = number == 0 and protocol == settings["protocols"][0]
             result = loop.evaluate(split, stamp["name"], task.shown(split) if main else [])
+            results[split, stamp["name"]] = result
             if run is None:
                 continue
             record(run, which, stamp, result)
             place = f"{split} ({stamp['name']}, {which})"
-            for warning in result.warnings:
-                logger.warning(f"{place}: {warning}")
-            run.update(
-                warnings=[*run.info.get("warnings", []), *(f"{place}: {text}" for text in result.warnings)]
-            )
             if main:
                 task.draw(run.figures, split, result.shown, stamp["name"])
             told = (f"{n} {'–' if v is None else f'{task.scale * v:.2f}'}" for n, v in result.scores.items())
             logger.info(f"{place}  {'  '.join(told)}")
+    loop.done.health.evaluated(loop.done.step, task, results, which)
+    if run is not None:
+        run.update(**loop.done.health.told())
 
 
 def _identity(recipe: Recipe, remark: str | None) -> dict[str, Any]:
@@ -226,7 +229,7 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _ended_early(run: RunFolder, error: BaseException) -> None:
+def _ended_early(run: RunFolder, error: BaseException, config: dict[str, Any], peak_mb: float) -> None:
     if isinstance(error, Interrupted | KeyboardInterrupt):
         run.finish("interrupted", str(error) or "stopped by the user")
         return
@@ -235,7 +238,11 @@ def _ended_early(run: RunFolder, error: BaseException) -> None:
         f"{file.stem}: {file.read_text(encoding='utf-8')}"
         for file in sorted(run.path.glob("failed-rank*.txt"))
     ]
-    run.finish("failed", "; ".join(others) or _why(error))
+    why = "; ".join(others) or _why(error)
+    health = Health([Finding(**finding) for finding in run.info.get("findings") or []])
+    step = (run.info.get("progress") or {}).get("step") or 0
+    health.add(diagnosed(error, why, config, peak_mb), step)
+    run.finish("failed", why, **health.told())
 
 
 def _why(error: BaseException) -> str:

@@ -109,6 +109,8 @@ class Plateau(Schedule):
         patience: validations without improvement that are borne.
         threshold: smallest absolute improvement that counts.
         cooldown: validations after a cut during which no failure is counted.
+
+    `stuck` says that there has been no improvement since the last cut.
     """
 
     gamma: Positive = 0.1
@@ -119,6 +121,7 @@ class Plateau(Schedule):
     failures: int = field(default=0, init=False)
     cuts: int = field(default=0, init=False)
     resting: int = field(default=0, init=False)
+    stuck: bool = field(default=False, init=False)
     discrete: ClassVar[bool] = True
 
     def factor(self, progress: float) -> float:
@@ -127,13 +130,13 @@ class Plateau(Schedule):
     def observe(self, score: float | None, higher_is_better: bool) -> None:
         signed = None if score is None else (score if higher_is_better else -score)
         if signed is not None and (self.best is None or signed > self.best + self.threshold):
-            self.best, self.failures = signed, 0
+            self.best, self.failures, self.stuck = signed, 0, False
         elif self.resting:
             self.resting -= 1
         else:
             self.failures += 1
         if self.failures > self.patience:
-            self.cuts, self.failures, self.resting = self.cuts + 1, 0, self.cooldown
+            self.cuts, self.failures, self.resting, self.stuck = self.cuts + 1, 0, self.cooldown, True
 
     def state_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("best", "failures", "cuts", "resting")}
+        return {key: getattr(self, key) for key in ("best", "failures", "cuts", "resting", "stuck")}

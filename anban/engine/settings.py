@@ -68,6 +68,8 @@ class Machine:
         keep_every: steps between checkpoints that are kept as `step-N.pt`; null keeps none.
         eval_batch: samples per evaluation batch (those of one size together).
         images: validation samples shown in TensorBoard.
+        train_samples: training samples scored with each validation (at most as many as that has), to see a gap between
+            the two; 0 scores none.
         clear_cache: when to give the GPU's cached memory back: never, or after every epoch or step (slow; for cards
             shared with others).
         channels_last: keep convolution weights with their channels last in memory, which makes most training steps
@@ -81,6 +83,7 @@ class Machine:
     keep_every: Count | None = None
     eval_batch: Count = 8
     images: Annotated[int, Ge(0)] = 3
+    train_samples: Annotated[int, Ge(0)] = 8
     clear_cache: Literal["never", "epoch", "step"] = "never"
     channels_last: bool = True
     profile: bool = True

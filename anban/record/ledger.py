@@ -29,7 +29,7 @@ from anban.record.process import shown_state
 T = TypeVar("T")
 
 FILE = "ledger.sqlite"
-SCHEMA = 2  # raise it with every change below; files of another version are filled anew
+SCHEMA = 3  # raise it with every change below; files of another version are filled anew
 PATIENCE = 60.0  # seconds a process waits for the others before it gives up
 
 # column -> (type, how it is read from run.json); `path` is added from the folder's place.
@@ -43,6 +43,9 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "difference": ("TEXT", lambda info: info.get("difference")),
     "state": ("TEXT", lambda info: info["state"]),
     "why": ("TEXT", lambda info: info.get("why")),
+    "outcome": ("TEXT", lambda info: info.get("outcome")),
+    "cause": ("TEXT", lambda info: _of_outcome(info, "cause")),
+    "remedy": ("TEXT", lambda info: _of_outcome(info, "remedy")),
     "seed": ("INTEGER", lambda info: info.get("seed")),
     "started": ("TEXT", lambda info: info.get("started")),
     "ended": ("TEXT", lambda info: info.get("ended")),
@@ -418,6 +421,15 @@ def _file_system(folder: Path) -> str:
 def _inside(info: dict[str, Any], key: str, inner: str) -> Any:
     value = info.get(key)
     return value.get(inner) if isinstance(value, dict) else None
+
+
+def _of_outcome(info: dict[str, Any], key: str) -> Any:
+    """What the finding that is the run's outcome says under `key`; None for a healthy run."""
+    findings = info.get("findings")
+    for finding in findings if isinstance(findings, list) else []:
+        if isinstance(finding, dict) and finding.get("kind") == info.get("outcome"):
+            return finding.get(key)
+    return None
 
 
 def _cell(value: Any) -> str | int | float | None:

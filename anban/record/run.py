@@ -45,6 +45,7 @@ SHAPES: dict[str, type | UnionType] = {
     "progress": dict,
     "protocols": dict,
     "scores": list,
+    "findings": list,
 }
 
 
@@ -117,6 +118,8 @@ class RunFolder:
             "efficiency": None,
             "progress": None,
             "time": None,
+            "outcome": None,
+            "findings": [],
             "protocols": {},
             "scores": [],
         }
@@ -228,8 +231,10 @@ class RunFolder:
             self.info["seconds"] = round(self.elapsed, 3)
         self._store()
 
-    def finish(self, state: str, why: str | None = None) -> None:
+    def finish(self, state: str, why: str | None = None, **changes: Any) -> None:
         """Record the end: `state` is finished, failed or interrupted, `why` one message for a person.
+
+        Further `changes` of run.json are stored with it.
 
         Where the disk does not take it, a failed or interrupted end is only logged: what ended the run is the
         message to see.
@@ -238,7 +243,7 @@ class RunFolder:
             raise ValueError(f"a run ends as one of {', '.join(ENDS)}, not {state!r}")
         self._writes_time = True
         try:
-            self.update(state=state, why=why, ended=now())
+            self.update(state=state, why=why, ended=now(), **changes)
         except OSError as error:
             if state == "finished":
                 raise

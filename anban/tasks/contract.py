@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,26 @@ LOOP_SECTIONS: dict[str, Section] = {
     "train": Arguments("anban.engine.settings:Train"),
     "machine": Arguments("anban.engine.settings:Machine"),
 }
+
+
+class Diverged(RuntimeError):
+    """A loss, a gradient, a weight or a prediction is no longer a finite number."""
+
+
+class Symptom(NamedTuple):
+    """Something that looks wrong.
+
+    Attributes:
+        kind: one word for it, under which runs are listed, such as `collapse`.
+        what: what is seen, with its numbers.
+        cause: what most likely lies behind it, as a sentence.
+        remedy: what to try, as a sentence that names keys of the recipe.
+    """
+
+    kind: str
+    what: str
+    cause: str
+    remedy: str
 
 
 class Updater(Protocol):
@@ -61,12 +81,14 @@ class Task(ABC):
         higher_is_better: which way `select` improves.
         scores: names of the scores that `summary` gives.
         scale: what a score is multiplied by where it is printed for a person (100 for shares).
+        gap: by how much `select` may be better on training samples than on others before the run is told so.
     """
 
     select: str = "score"
     higher_is_better: bool = True
     scores: Sequence[str] = ("score",)
     scale: float = 1.0
+    gap: float = 0.2
     optimized: Mapping[str, str] = {"model": "optimizer"}
 
     def __init__(self, config: dict[str, Any]):
@@ -96,7 +118,11 @@ class Task(ABC):
         """Samples of a split indexed by number, without any random draw."""
 
     def has_split(self, split: str) -> bool:
-        """Whether there is such a split; a task without `val` trains without validation and keeps its last weights."""
+        """Whether there is such a split to score.
+
+        A task without `val` trains without validation and keeps its last weights; one whose training samples cannot
+        be scored has no `train`.
+        """
         return True
 
     @staticmethod
@@ -140,8 +166,8 @@ class Task(ABC):
     def stamp(self, protocol: str, split: str) -> dict[str, Any]:
         """Everything that must agree before a number under this protocol may be compared with another."""
 
-    def health(self, records: Sequence[dict[str, Any]]) -> list[str]:
-        """Plain sentences about what looks wrong in a split's records (a collapse, for one)."""
+    def health(self, records: Sequence[dict[str, Any]]) -> list[Symptom]:
+        """What looks wrong in a split's records; predictions that are all one class are the kind `collapse`."""
         return []
 
     def shown(self, split: str) -> list[int]:

@@ -17,8 +17,14 @@ def run(tmp_path: Path, **changes: Any) -> RunFolder:
     return made
 
 
-def score(split: str, value: float | None) -> dict[str, Any]:
-    return {"split": split, "protocol": "whole", "checkpoint": "best", "name": "f1", "value": value}
+FINDING = {
+    "kind": "gap",
+    "what": "f1 is 95 on training samples and 60 in validation",
+    "cause": "The network has fitted the training samples.",
+    "remedy": "Augment more.",
+    "step": 40,
+    "ended": None,
+}
 
 
 def told(folder: RunFolder) -> str:
@@ -26,27 +32,56 @@ def told(folder: RunFolder) -> str:
 
 
 def test_a_sound_run(tmp_path: Path) -> None:
-    sound = run(
-        tmp_path, scores=[score("train", 0.9), score("test", 0.8)], progress={"step": 10, "last_rise": 9}
-    )
-    assert _run_health(sound.path) == {"run": sound.id, "state": "finished", "findings": []}
+    sound = run(tmp_path, outcome="healthy", findings=[])
+    expected = {"run": sound.id, "state": "finished", "outcome": "healthy", "findings": []}
+    assert _run_health(sound.path) == expected
 
 
 def test_train_against_test(tmp_path: Path) -> None:
-    assert "overfitted" in told(run(tmp_path, scores=[score("train", 0.95), score("test", 0.6)]))
-    assert "overfitted" not in told(run(tmp_path, scores=[score("train", None), score("test", 0.6)]))
+    """What has gone by itself is only worth knowing."""
+    gone = {**FINDING, "kind": "collapse", "what": "no pixel", "step": 2, "ended": 8}
+    ill = run(tmp_path, outcome="gap", findings=[FINDING, gone])
+    found = _run_health(ill.path)
+    assert found["outcome"] == "gap"
+    first, second = found["findings"]
+    assert first == {
+        "level": "warning",
+        "kind": "gap",
+        "what": f"gap since step 40: {FINDING['what']}",
+        "cause": FINDING["cause"],
+        "do": FINDING["remedy"],
+    }
+    assert (second["level"], second["what"]) == ("info", "collapse since step 2, until step 8: no pixel")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"progress": {"step": 100, "last_rise": 20}}, "last rose at step 20 of 100"),
         ({"time": {"data_wait_share": 0.6}}, "60 % of the time is spent waiting for data"),
         ({"warnings": ["step 3, val: no pixel is predicted as change"]}, "no pixel is predicted"),
     ],
 )
 def test_what_else_it_sees(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     assert words in told(run(tmp_path, **changes))
+
+
+def test_a_run_of_before_there_were_outcomes(tmp_path: Path) -> None:
+    old = run(tmp_path)
+    info = json.loads((old.path / "run.json").read_text())
+    for key in ("outcome", "findings"):
+        del info[key]
+    (old.path / "run.json").write_text(json.dumps(info))
+    assert _run_health(old.path) == {"run": old.id, "state": "finished", "outcome": None, "findings": []}
+
+
+def test_what_ended_a_run_is_an_error(tmp_path: Path) -> None:
+    made = RunFolder.create(tmp_path, "change/x", seed=0, info={})
+    ended = {**FINDING, "kind": "diverged", "what": "the loss is nan at step 3"}
+    made.finish(
+        "failed", "Diverged: the loss is nan at step 3", outcome="diverged", findings=[ended, FINDING]
+    )
+    levels = [(finding["level"], finding["kind"]) for finding in _run_health(made.path)["findings"]]
+    assert levels == [("error", "diverged"), ("warning", "gap")]
 
 
 def test_a_failed_run(tmp_path: Path) -> None:

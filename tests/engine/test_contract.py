@@ -119,7 +119,7 @@ def test_two_optimisers_train_and_resume_exactly(tmp_path: Path, precision: Any)
     whole = RunFolder.create(tmp_path, "toy/twins", seed=5, info={})
     loop(whole, 8, precision).train()
     assert whole.info["progress"]["best"]["name"] == "distance"
-    values = [m["value"] for m in whole.metrics() if m["name"] == "distance"]
+    values = [m["value"] for m in whole.metrics() if (m["split"], m["name"]) == ("val", "distance")]
     assert values[-1] < values[0]
     assert whole.info["progress"]["best"]["value"] == min(values)
     part = RunFolder.create(tmp_path, "toy/twins", seed=5, info={})

@@ -257,6 +257,40 @@ def test_filters(tmp_path: Path) -> None:
     assert rows(score=("test", "whole", "best", "f1"))[0]["score"] is None
 
 
+def test_a_row_has_the_outcome_with_its_cause_and_remedy(tmp_path: Path) -> None:
+    """Of the finding that is the outcome; runs of before there were outcomes have none."""
+    gap = {
+        "kind": "gap",
+        "what": "w",
+        "cause": "It fits too well.",
+        "remedy": "Augment.",
+        "step": 4,
+        "ended": None,
+    }
+    ill = create(tmp_path, seed=1)
+    ill.finish(
+        "finished", outcome="gap", findings=[gap, {**gap, "kind": "collapse", "cause": "C.", "ended": 2}]
+    )
+    sound = create(tmp_path, seed=2)
+    sound.finish("finished", outcome="healthy", findings=[])
+    old = create(tmp_path, seed=3)
+    for key in ("outcome", "findings"):
+        del old.info[key]
+    old._store()
+    for _ in range(2):
+        rows = {
+            row["seed"]: [row[key] for key in ("outcome", "cause", "remedy")]
+            for row in Ledger(tmp_path).rows()
+        }
+        assert rows == {
+            1: ["gap", "It fits too well.", "Augment."],
+            2: ["healthy", None, None],
+            3: [None] * 3,
+        }
+        Ledger(tmp_path).rebuild()
+    assert RunFolder.open(old.path).info.get("outcome") is None
+
+
 def test_the_runs_of_one_experiment_are_found_by_hash_and_seed(tmp_path: Path) -> None:
     for number, (hash, seed) in enumerate((("aaaa", 0), ("aaaa", 1), ("aaaa", 1), ("bbbb", 1))):
         run = create(tmp_path, seed=seed, hash=hash)

@@ -57,11 +57,11 @@ def test_list_is_aligned_text_elsewhere_than_on_a_terminal(tmp_path: Path) -> No
     failed.finish("failed", why="loss is NaN\nat [red]step 3")
     for arguments in (["--out", tmp_path], ["list", "--out", tmp_path], ["--out", tmp_path, "list"]):
         heads, *rows = printed(*arguments).splitlines()
-        assert heads.split()[:6] == ["id", "recipe", "state", "seed", "started", "seconds"]
+        assert heads.split()[:7] == ["id", "recipe", "state", "outcome", "seed", "started", "seconds"]
         assert "f1 (test, whole, best)" in heads
         assert len(rows) == 2
         assert rows[0].endswith("loss is NaN at [red]step 3")
-        assert rows[1].split()[:4] == [run.id, "change/tiny", "finished", "3"]
+        assert rows[1].split()[:5] == [run.id, "change/tiny", "finished", "-", "3"]
         assert rows[1].endswith("0.8125")
         assert rows[0].index("change/tiny") == rows[1].index("change/tiny") == heads.index("recipe")
 

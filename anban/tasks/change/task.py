@@ -23,7 +23,7 @@ from anban.data.images import read_label, read_rgb
 from anban.data.tiles import pad_to_multiple
 from anban.errors import InputError
 from anban.metrics import SCORES
-from anban.recipe.schema import Arguments, Choice, Section, Share, pick, unknown
+from anban.recipe.schema import Arguments, Choice, Section, Share, construct, pick, unknown
 from anban.tasks.change.data import ROLES, ChangeData, ChangeDataset, common_size
 from anban.tasks.change.labels import decode_label
 from anban.tasks.change.layouts import Pair, find_layout, find_pairs
@@ -32,7 +32,7 @@ from anban.tasks.change.metric import CLASSES, COUNTS, SELECT, counts, sample_re
 from anban.tasks.change.models import MODELS
 from anban.tasks.change.protocols import apply_protocol, parse_protocol
 from anban.tasks.change.transforms import AUGMENT_SECTION, build_augment
-from anban.tasks.contract import LOOP_SECTIONS, Task
+from anban.tasks.contract import LOOP_SECTIONS, Diverged, Symptom, Task
 
 NETWORKS = {f"change/{name}": address for name, address in MODELS.items()}
 
@@ -126,7 +126,7 @@ class ChangeTask(Task):
 
     def build_networks(self) -> None:
         arguments = dict(self.config["model"])
-        network: nn.Module = pick(NETWORKS, arguments.pop("name"), "model.name")(**arguments)
+        network: nn.Module = construct(pick(NETWORKS, arguments.pop("name"), "model.name"), arguments)
         self.modules["model"] = network
 
     def training_data(self) -> Dataset[Any]:
@@ -172,13 +172,19 @@ class ChangeTask(Task):
     def summary(self, records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         return score(self._total(records))
 
-    def health(self, records: Sequence[dict[str, Any]]) -> list[str]:
+    def health(self, records: Sequence[dict[str, Any]]) -> list[Symptom]:
         tn, fp, fn, tp = (int(n) for n in self._total(records))
         if fn and not fp + tp:
-            return [f"no pixel is predicted as change, though {fn} of {tn + fn} are: the network has collapsed to "
-                    "one class or has not learned yet"]  # fmt: skip
+            return [Symptom("collapse", f"no pixel is predicted as change, though {fn} of {tn + fn} are",
+                            "Unchanged pixels are so many that answering with them alone costs little, or a step was "
+                            "too large.",
+                            "Give change more weight (loss.weighted-bce, loss.focal or loss.dice), lower optimizer.lr "
+                            "or lengthen schedule.warmup; anban doctor DATA checks the coding of the labels.")]  # fmt: skip
         if tn + fp and not tn + fn:
-            return ["every pixel is predicted as change"]
+            return [Symptom("collapse", f"every pixel is predicted as change, though only {tp} of {tp + fp} are",
+                            "The loss gives change too much weight, the labels are inverted, or a step was too large.",
+                            "Lower the weight of change in the loss, optimizer.lr, or lengthen schedule.warmup; anban "
+                            "doctor DATA checks the coding of the labels.")]  # fmt: skip
         return []
 
     def _total(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -288,7 +294,7 @@ class ChangeTask(Task):
 def _refuse_nan(probability: Tensor, names: Sequence[str]) -> None:
     for scene, name in zip(probability, names, strict=True):
         if not torch.isfinite(scene).all():
-            raise RuntimeError(f"the network gives NaN for {name}")
+            raise Diverged(f"the network gives NaN for {name}")
 
 
 TASK = ChangeTask
