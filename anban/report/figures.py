@@ -23,8 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from anban.errors import InputError
-from anban.report.records import Arm, Run, Study
 from anban.report.tables import SCORES, number
+from anban.study.effects import Effect, Effects
+from anban.study.records import Arm, Run, Study
+from anban.study.stats import Difference
 
 COLUMN, PAGE = 3.5, 7.16  # inches: one and two columns of a paper
 
@@ -503,67 +505,118 @@ VERDICTS = {"better": ("^", "#0072b2", True), "worse": ("v", "#d55e00", True)}
 UNCLEAR = ("o", MUTED, False)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """One line of a forest plot, in the unit of its axis; without an interval `low` and `high` are the value."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+
+
 def differences(study: Study, metric: str) -> Figure | None:
     """A forest plot: each arm's difference to the base in points, with its 95 % interval and its verdict in words.
 
-    The verdict also shows in the marker: a triangle up for better, down for worse, an open circle where the two cannot be told apart.
     Returns None where no arm has a difference.
     """
     rows = []
+    family = 1
     for arm in study.arms:
         result = arm.results.get(metric)
         difference = result.difference if result else None
         if difference is not None and difference.value is not None:
-            rows.append((arm, difference))
-    if not rows:
-        return None
-    reach = _reach(
-        [max(abs(d.value), abs(d.low or 0), abs(d.high or 0)) for _, d in rows if d.value is not None]
+            label = "\n".join(_wrapped(arm.title, 24))
+            rows.append(_estimate(label, difference.value, difference, PERCENT, difference.verdict))
+            family = difference.family
+    base = study.arm(study.base).title
+    return (
+        _forest(rows, f"difference to {base}, {SCORES.get(metric, metric)} points", family) if rows else None
     )
+
+
+def effects_plot(found: Effects) -> Figure | None:
+    """A forest plot of the effects of switches, as `differences` draws those of arms; None where there are none."""
+    scale = PERCENT if found.metric in SCORES else 1.0
+    rows = []
+    for effect in found.effects:
+        lines = [
+            line
+            for change in effect.changes
+            for line in _wrapped(
+                f"{change.key}: {' → '.join(filter(None, (change.before, change.after)))}", 40
+            )
+        ]
+        verdict = effect.verdict if effect.p is not None else ""
+        rows.append(_estimate("\n".join(lines), effect.value, effect, scale, verdict))
+    unit = f"{SCORES[found.metric]} points" if found.metric in SCORES else found.metric
+    return _forest(rows, f"effect, {unit}", sum(e.p is not None for e in found.effects)) if rows else None
+
+
+def _estimate(label: str, value: float, ends: Difference | Effect, scale: float, verdict: str) -> Estimate:
+    low, high = (value if end is None else end for end in (ends.low, ends.high))
+    return Estimate(label, scale * value, scale * low, scale * high, verdict)
+
+
+def _forest(rows: Sequence[Estimate], what: str, family: int) -> Figure:
+    """Values with their intervals and verdicts, one below the other.
+
+    The verdict also shows in the marker: a triangle up for better, down for worse, an open circle where the two cannot
+    be told apart.
+    """
+    reach = 1.08 * _reach([max(abs(row.value), abs(row.low), abs(row.high)) for row in rows])
+    lines = sum(max(1.7, row.label.count("\n") + 1) for row in rows)
     with _paper():
-        figure = Figure(figsize=(PAGE, 0.75 + 0.28 * len(rows)), layout="constrained")
-        axes, words = figure.subplots(1, 2, width_ratios=[1.25, 1], sharey=True)
+        figure = Figure(figsize=(PAGE, 0.75 + 0.165 * lines), layout="constrained")
+        axes, words = figure.subplots(1, 2, width_ratios=[1, 1], sharey=True)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlim(-108 * reach, 108 * reach)
-        for place, (_, difference) in enumerate(rows):
-            marker, colour, filled = VERDICTS.get(difference.verdict, UNCLEAR)
-            value = 100 * float(difference.value or 0)
-            low = value if difference.low is None else 100 * difference.low
-            high = value if difference.high is None else 100 * difference.high
-            if abs(value) > 100 * reach:
-                edge = 0.0 if value < 0 else 1.0
-                text = "‹ " + number(value, sign=True) if value < 0 else number(value, sign=True) + " ›"
-                where = axes.get_yaxis_transform()
-                side = "left" if value < 0 else "right"
+        axes.set_xlim(-reach, reach)
+        for place, row in enumerate(rows):
+            marker, colour, filled = VERDICTS.get(row.verdict, UNCLEAR)
+            if abs(row.value) > reach:
+                shown = number(row.value, sign=True)
+                left = row.value < 0
                 axes.text(
-                    edge, place, text, transform=where, color=colour, ha=side, va="center", fontweight="bold"
+                    0.0 if left else 1.0,
+                    place,
+                    f"‹ {shown}" if left else f"{shown} ›",
+                    transform=axes.get_yaxis_transform(),
+                    color=colour,
+                    ha="left" if left else "right",
+                    va="center",
+                    fontweight="bold",
                 )
             else:
-                axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
-                for end in (low, high):
-                    axes.plot([end, end], [place - 0.13, place + 0.13], color=colour, linewidth=1.0)
-                face = colour if filled else "white"
                 axes.plot(
-                    value,
+                    [row.low, row.high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt"
+                )
+                for end in (row.low, row.high):
+                    axes.plot([end, end], [place - 0.13, place + 0.13], color=colour, linewidth=1.0)
+                axes.plot(
+                    row.value,
                     place,
                     marker,
                     color=colour,
-                    markerfacecolor=face,
+                    markerfacecolor=colour if filled else "white",
                     markersize=5.5,
                     markeredgewidth=1.2,
                 )
-            text = f"{number(value, sign=True)}  [{number(low, sign=True)}, {number(high, sign=True)}]"
-            words.text(0.5, place, text, va="center", ha="right")
-            words.text(0.54, place, difference.verdict, va="center", fontweight="bold", color=colour)
-        axes.set_yticks(range(len(rows)), ["\n".join(_wrapped(arm.title, 24)) for arm, _ in rows], color=INK)
+            ends = f"  [{number(row.low, sign=True)}, {number(row.high, sign=True)}]" if row.verdict else ""
+            words.text(0.55, place, f"{number(row.value, sign=True)}{ends}", va="center", ha="right")
+            words.text(0.59, place, row.verdict, va="center", fontweight="bold", color=colour)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         words.set_axis_off()
-        base = study.arm(study.base).title
-        axes.set_xlabel(f"← worse    difference to {base}, {SCORES.get(metric, metric)} points    better →")
-        words.set_title("difference [95 % interval]", fontsize=7, fontweight="normal", color=MUTED, pad=2)
+        axes.set_xlabel(f"← worse    {what}    better →")
+        corrected = f"verdict of {family} together (Holm)" if family > 1 else "verdict"
+        for x, side, text in ((0.55, "right", "[95 % interval]"), (0.59, "left", corrected)):
+            words.text(
+                x, 1.01, text, transform=words.transAxes, ha=side, va="bottom", fontsize=7, color=MUTED
+            )
         return _settled(figure)
 
 
@@ -572,7 +625,7 @@ def _reach(sizes: Sequence[float]) -> float:
     kept = sorted(sizes)
     while len(kept) > 1 and kept[-1] > 4 * kept[-2]:
         kept.pop()
-    return kept[-1] or 0.01
+    return kept[-1] or 1.0
 
 
 # --- (d) confusion ----------------------------------------------------------------------------------------------

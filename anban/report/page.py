@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,15 @@ from urllib.parse import quote
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from anban.errors import InputError
+from anban.record import Ledger, readable
 from anban.report import figures
-from anban.report.records import (
-    Arm,
-    Difference,
-    Run,
-    Study,
-    open_study,
-    protocol_text,
-)
+from anban.report.records import open_study, protocol_text
 from anban.report.tables import (
     SCORES,
     UNDEFINED,
@@ -41,15 +35,22 @@ from anban.report.tables import (
     ablation_table,
     checkpoints,
     comparison_table,
+    correction_text,
     data_sets,
+    effects_table,
     efficiency_table,
     footnotes,
     left_out,
     number,
+    p_text,
     seeds_of,
     shown,
 )
 from anban.study.compare import COUNTS
+from anban.study.effects import Effects, effects
+from anban.study.quoted import read_quoted
+from anban.study.records import Arm, Run, Study
+from anban.study.stats import Difference
 
 
 def write_report(
@@ -61,6 +62,8 @@ def write_report(
     protocol: str | None = None,
     metric: str | None = None,
     mix_protocols: bool = False,
+    with_effects: bool = False,
+    quoted: Path | str | None = None,
 ) -> Path:
     """Writes `out`/report.html, tables/*.{md,tex,csv} and figures/*.{png,pdf}.
 
@@ -74,29 +77,27 @@ def write_report(
             None.
         metric: the score of differences and curves; the study's own where None.
         mix_protocols: allow numbers of different protocols in one table, which then says so.
+        with_effects: add what each switch does, over all runs (see `anban.study.effects`).
+        quoted: a file of numbers from papers for the comparison (see `anban.study.quoted`).
 
     Returns:
         The path of report.html.
 
     Raises:
-        InputError: the source is no study, the convention or metric is unknown, or protocols are mixed unasked.
+        InputError: the source is no study, the convention or metric is unknown, protocols are mixed unasked, or the
+            file of quoted numbers cannot be used.
     """
     figures.convention_named(convention)
     study = open_study(source, split=split, protocol=protocol, metric=metric, mix_protocols=mix_protocols)
-    if study.metric not in SCORES:
-        raise InputError(
-            f"There is no table of {study.metric!r} yet.", where="metric", expected=", ".join(SCORES)
-        )
+    _check_metric(study.metric)
+    from_papers = read_quoted(quoted) if quoted is not None else []
     out = Path(out)
 
-    tables = [comparison_table(study), ablation_table(study), efficiency_table(study)]
-    written = [table for table in tables if table is not None]
-    (out / "tables").mkdir(parents=True, exist_ok=True)
-    for table in written:
-        for suffix, write in WRITERS.items():
-            (out / "tables" / f"{table.name}.{suffix}").write_text(
-                write(table), encoding="utf-8", newline="\n"
-            )
+    every = [comparison_table(study, from_papers), ablation_table(study), efficiency_table(study)]
+    tables = [table for table in every if table is not None]
+    found = _effects_of(study) if with_effects else []
+    of_effects = [effects_table(one, part + 1, len(found)) for part, one in enumerate(found)]
+    _write_tables([*tables, *of_effects], out)
 
     scenes = figures.scenes(study, convention)
     drawn: dict[str, Figure | None] = {
@@ -105,47 +106,20 @@ def write_report(
         "confusion": figures.confusion(study),
         "sheet": figures.sheet(scenes, convention) if scenes else None,
     }
-    (out / "figures").mkdir(exist_ok=True)
-    charts: dict[str, str] = {}
-    for name, figure in drawn.items():
-        if figure is not None:
-            figures.save(figure, out / "figures" / name)
-            if name != "sheet":  # the page shows the scenes one by one instead
-                charts[name] = _data_uri("image/svg+xml", figures.svg(figure).encode())
-
-    page = out / "report.html"
-    page.write_text(
-        render(study, written, charts, scenes, out=out, convention=convention), encoding="utf-8", newline="\n"
-    )
-    return page
-
-
-def render(
-    study: Study,
-    tables: Sequence[Table],
-    charts: dict[str, str],
-    scenes: Sequence[figures.Scene],
-    *,
-    out: Path,
-    convention: str,
-) -> str:
-    """The page as one string. `charts` are data URIs by name; links to run folders are relative to `out`."""
-    environment = Environment(
-        loader=PackageLoader("anban.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    drawn |= {table.name: figures.effects_plot(one) for table, one in zip(of_effects, found, strict=True)}
+    page = _template("report.html.j2").render(
         study=study,
         metric=SCORES[study.metric],
         base=study.arm(study.base),
         facts=_facts(study),
         verdicts=verdicts(study),
+        correction=correction_text(study),
         cautions=cautions(study),
-        tables=[_table_view(table, study) for table in tables],
-        charts=charts,
+        tables=[
+            _table_view(table, study.base, lambda cell, row: _arm_link(cell, row, study)) for table in tables
+        ],
+        effects=[_table_view(table) for table in of_effects],
+        charts=_write_figures(drawn, out),
         scenes=_scene_views(study, scenes),
         convention=convention,
         conventions={
@@ -159,6 +133,117 @@ def render(
         data_blocks=_data_views(study),
         environments=_environment_views(study),
     )
+    return _write_page(page, out)
+
+
+def write_effects(
+    runs: Path | str,
+    out: Path | str,
+    *,
+    task: str | None = None,
+    split: str | None = None,
+    protocol: str | None = None,
+    metric: str | None = None,
+) -> Path:
+    """Writes what each switch does over all finished runs of a task: report.html, tables and figures as `write_report`.
+
+    Args:
+        runs: the folder of all runs, with their ledger.
+        out: the folder to write to.
+        task: whose runs; needed where the folder has runs of several tasks.
+        split: of the scores; test where None.
+        protocol: of the scores; where None every protocol has a table of its own.
+        metric: the score; f1 where None.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        InputError: there are no such runs, or the task is not clear.
+    """
+    metric = metric or "f1"
+    _check_metric(metric)
+    rows = Ledger(runs).rows(state="finished", task=task)
+    tasks = sorted({str(row["task"]) for row in rows})
+    if len(tasks) != 1:
+        raise InputError(
+            f"There are finished runs of {', '.join(tasks)}." if tasks else "There is no finished run.",
+            where=runs,
+            expected="finished runs of one task",
+            do=f"add --task {tasks[0]}" if tasks else "name the folder given to --out of anban run",
+        )
+    folders = [Path(runs, row["path"]) for row in rows]
+    records = readable(folder for folder in folders if (folder / "run.json").is_file())
+    found = effects(records, metric, split=split or "test", protocol=protocol)
+    if not found:
+        raise InputError(
+            f"No finished run has the score {metric!r} on {split or 'test'!r}"
+            + (f" under protocol {protocol!r}." if protocol else "."),
+            where=runs,
+            do="anban runs show RUN lists the scores of a run",
+        )
+    out = Path(out)
+    tables = [effects_table(one, part + 1, len(found)) for part, one in enumerate(found)]
+    _write_tables(tables, out)
+    drawn = {table.name: figures.effects_plot(one) for table, one in zip(tables, found, strict=True)}
+    page = _template("effects.html.j2").render(
+        title=f"Effects of switches, {tasks[0]}",
+        task=tasks[0],
+        metric=SCORES[metric],
+        facts=_effect_facts(found),
+        effects=[_table_view(table) for table in tables],
+        charts=_write_figures(drawn, out),
+        groups=_observation_views(found, out),
+    )
+    return _write_page(page, out)
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in SCORES:
+        raise InputError(f"There is no table of {metric!r} yet.", where="metric", expected=", ".join(SCORES))
+
+
+def _effects_of(study: Study) -> list[Effects]:
+    records = [run.record for _, run in study.finished if run.record is not None]
+    base = next((run.recipe for run in study.arm(study.base).finished if run.recipe), None)
+    return effects(records, study.metric, split=study.split, protocol=study.protocol, reference=base)
+
+
+def _write_tables(tables: Sequence[Table], out: Path) -> None:
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        for suffix, write in WRITERS.items():
+            file = out / "tables" / f"{table.name}.{suffix}"
+            file.write_text(write(table), encoding="utf-8", newline="\n")
+
+
+def _write_figures(drawn: Mapping[str, Figure | None], out: Path) -> dict[str, str]:
+    """Saves what was drawn; gives data URIs by name for the page, which shows the sheet's scenes one by one instead."""
+    (out / "figures").mkdir(exist_ok=True)
+    charts: dict[str, str] = {}
+    for name, figure in drawn.items():
+        if figure is not None:
+            figures.save(figure, out / "figures" / name)
+            if name != "sheet":
+                charts[name] = _data_uri("image/svg+xml", figures.svg(figure).encode())
+    return charts
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("anban.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def _write_page(text: str, out: Path) -> Path:
+    page = out / "report.html"
+    page.write_text(text, encoding="utf-8", newline="\n")
+    return page
 
 
 # --- what the study says ----------------------------------------------------------------------------------------
@@ -208,6 +293,10 @@ def _sentence(title: str, base: str, difference: Difference, study: Study) -> st
         interval = "no interval"
     else:
         interval = f"95 % interval {number(100 * difference.low)} to {number(100 * difference.high)}"
+    if difference.p is not None and difference.p_adjusted is not None and difference.family > 1:
+        interval += (
+            f", p {p_text(difference.p)}, {p_text(difference.p_adjusted)} corrected for {difference.family}"
+        )
     own, of_base = difference.seeds
     seeds = _count(own, "seed") if own == of_base else f"{own} against {of_base} seeds"
     basis = f"({interval}; {_count(difference.images, 'image')}, {seeds})"
@@ -333,8 +422,12 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _table_view(table: Table, study: Study) -> dict[str, Any]:
+def _table_view(
+    table: Table, base: str = "", link: Callable[[Cell, Row], str] | None = None
+) -> dict[str, Any]:
+    """A table for the template. `base` is the key of the row to be called so; `link` leads from a cell to its runs."""
     letters = footnotes(table)
+    tags = {row.key: "base" if row.key == base else "quoted" if row.quoted else "" for row in table.rows}
 
     def view(row: Row, column: Column) -> dict[str, Any]:
         cell = row.cells.get(column.key)
@@ -356,7 +449,7 @@ def _table_view(table: Table, study: Study) -> dict[str, Any]:
             "sort": _sort_value(cell, column),
             "mark": cell.mark or "",
             "note": letters.get(cell.note or "", ""),
-            "link": _cell_link(cell, row, study),
+            "link": (link or _runs_link)(cell, row),
             "hint": _hint(cell, column),
             "kind": column.kind,
         }
@@ -369,7 +462,7 @@ def _table_view(table: Table, study: Study) -> dict[str, Any]:
         "rows": [
             {
                 "key": row.key,
-                "base": row.key == study.base,
+                "tag": tags[row.key],
                 "cells": [view(row, column) for column in table.columns],
             }
             for row in table.rows
@@ -391,10 +484,16 @@ def _sort_value(cell: Cell, column: Column) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _cell_link(cell: Cell, row: Row, study: Study) -> str:
+def _runs_link(cell: Cell, row: Row) -> str:
+    """To the run of a cell, or to the list of all runs."""
     if not cell.runs:
         return ""
-    return f"#{run_anchor(cell.runs[0])}" if len(cell.runs) == 1 else f"#{runs_anchor(study.arm(row.key))}"
+    return f"#{run_anchor(cell.runs[0])}" if len(cell.runs) == 1 else "#runs"
+
+
+def _arm_link(cell: Cell, row: Row, study: Study) -> str:
+    """To the run of a cell, or to those of its row's arm."""
+    return f"#{runs_anchor(study.arm(row.key))}" if len(cell.runs) > 1 else _runs_link(cell, row)
 
 
 def _hint(cell: Cell, column: Column) -> str:
@@ -451,13 +550,13 @@ def _run_view(study: Study, arm: Arm, run: Run, out: Path) -> dict[str, Any]:
     return {
         "id": run.id,
         "anchor": run_anchor(run.id) if run.has_folder else "",  # a run without a folder has no id of its own
-        "folder": quote(Path(os.path.relpath(run.path.resolve(), out.resolve())).as_posix()),
+        "folder": _folder_link(run.path, out),
         "seed": run.seed,
         "state": run.state,
         "why": run.why,
         "score": UNDEFINED if value is None else number(100 * value),
         "hash": run.info.get("hash") or UNDEFINED,
-        "commit": _short_commit(run),
+        "commit": _short_commit(run.info),
         "data": (run.info.get("data") or {}).get("fingerprint") or UNDEFINED,
         "protocol": study.protocol if run.protocol(study.split, study.protocol) else UNDEFINED,
         "checkpoint": run.checkpoint(study.split, study.protocol) or UNDEFINED,
@@ -467,8 +566,48 @@ def _run_view(study: Study, arm: Arm, run: Run, out: Path) -> dict[str, Any]:
     }
 
 
-def _short_commit(run: Run) -> str:
-    commit, plus, dirty = (run.info.get("commit") or UNDEFINED).partition("+")
+def _effect_facts(found: Sequence[Effects]) -> list[tuple[str, str]]:
+    return [
+        ("Runs", str(len({each.run.id for one in found for each in one.observations}))),
+        ("Data", "; ".join(dict.fromkeys(one.alike.data for one in found))),
+        ("Split", found[0].alike.split),
+        ("Protocol", " / ".join(dict.fromkeys(one.alike.protocol for one in found))),
+        ("Metric", SCORES[found[0].metric]),
+    ]
+
+
+def _observation_views(found: Sequence[Effects], out: Path) -> list[dict[str, Any]]:
+    """The runs behind each table of effects; one that is behind several has its anchor in the first."""
+    seen: set[str] = set()
+    groups = []
+    for part, one in enumerate(found):
+        runs = []
+        for each in one.observations:
+            info = each.run.info
+            runs.append(
+                {
+                    "id": each.run.id,
+                    "anchor": "" if each.run.id in seen else run_anchor(each.run.id),
+                    "folder": _folder_link(each.run.path, out),
+                    "seed": info.get("seed"),
+                    "score": number(100 * each.score),
+                    "recipe": info["recipe"],
+                    "hash": info.get("hash") or UNDEFINED,
+                    "commit": _short_commit(info),
+                }
+            )
+            seen.add(each.run.id)
+        title = f"Part {part + 1}: {one.alike.data}, protocol {one.alike.protocol}, {len(runs)} runs"
+        groups.append({"title": title, "runs": runs})
+    return groups
+
+
+def _folder_link(folder: Path, out: Path) -> str:
+    return quote(Path(os.path.relpath(folder.resolve(), out.resolve())).as_posix())
+
+
+def _short_commit(info: Mapping[str, Any]) -> str:
+    commit, plus, dirty = (info.get("commit") or UNDEFINED).partition("+")
     return f"{commit[:10]}{plus}{dirty}"
 
 

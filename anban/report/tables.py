@@ -1,4 +1,4 @@
-"""Paper tables from records: one model of a table, three builders, three writers.
+"""Paper tables from records: one model of a table, four builders, three writers.
 
 What the writers promise:
 
@@ -6,6 +6,7 @@ What the writers promise:
 * Marks go by the number as printed: the best is bold, all of them where several tie; the second is underlined only
   where a single row is best (two firsts leave no second), and again all of them where several tie for it.
 * An undefined value is "–" with a footnote that says why. It is never 0 and never marked.
+* Numbers quoted from papers stand in rows with a dagger and a footnote with their source; they are never marked.
 * The same records give the same bytes: no time, no path, no order that depends on the machine.
 """
 
@@ -14,16 +15,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
 
-from anban.report.records import Arm, Run, Study, protocol_text
+from anban.report.records import protocol_text
+from anban.study.effects import Change, Effect, Effects
+from anban.study.quoted import Quoted
+from anban.study.records import Arm, Run, Study
+from anban.study.switches import Missing, plain, switches
 
-Kind = Literal["text", "check", "count", "number", "difference", "interval"]
+Kind = Literal["text", "check", "count", "number", "difference", "interval", "p"]
 Mark = Literal["best", "second"]
 
 UNDEFINED = "–"
@@ -47,7 +52,7 @@ class Column:
 
     Attributes:
         kind: how a cell is shown. "number" is scaled, rounded and may carry a spread; "difference" is the same with
-            its sign; "interval" shows low to high; "check" is a tick or nothing.
+            its sign; "interval" shows low to high; "check" is a tick or nothing; "p" is a probability.
         better: the direction in which cells are ranked, None for no marks.
         scale: the factor from the stored value to the shown one.
     """
@@ -85,11 +90,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method or variant; `stamp` says which data, split and protocol its numbers carry."""
+    """One method or variant.
+
+    Attributes:
+        stamp: which data, split and protocol its numbers carry.
+        quoted: whether they come from a paper: shown with a dagger, ranked with nothing.
+    """
 
     key: str
     cells: dict[str, Cell]
     stamp: dict[str, str] = field(default_factory=dict)
+    quoted: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,11 @@ def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def p_text(p: float) -> str:
+    """A probability with three decimals; what is smaller than they can show is "< 0.001"."""
+    return "< 0.001" if p < 0.001 else number(p, 3)
+
+
 def shown(cell: Cell, column: Column) -> tuple[str, str]:
     """What is printed for a cell: the main text and its spread ("" for none), in plain Unicode."""
     if column.kind == "check":
@@ -133,6 +149,8 @@ def shown(cell: Cell, column: Column) -> tuple[str, str]:
         return cell.value, ""
     if column.kind == "count":
         return f"{int(cell.value)}", ""
+    if column.kind == "p":
+        return p_text(cell.value), ""
     main = number(cell.value * column.scale, column.digits, sign=column.kind == "difference")
     return main, "" if cell.spread is None else number(cell.spread * column.scale, column.digits)
 
@@ -147,7 +165,7 @@ def ranked(table: Table) -> Table:
         printed = {
             place: round(float(cells[column.key].value) * column.scale, column.digits)  # type: ignore[arg-type]
             for place, cells in enumerate(rows)
-            if column.key in cells and cells[column.key].value is not None
+            if not table.rows[place].quoted and column.key in cells and cells[column.key].value is not None
         }
         if len(printed) < 2:
             continue
@@ -329,6 +347,7 @@ _LATEX = {
     "≥": r"$\geq$",
     "Δ": r"$\Delta$",
     "✓": r"\checkmark{}",
+    "†": r"\dag{}",
     "\n": " ",
 }
 
@@ -341,26 +360,42 @@ def latex_escape(text: str) -> str:
 # --- builders ---------------------------------------------------------------------------------------------------
 
 
-def comparison_table(study: Study) -> Table:
+def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
     """Methods as rows in study order; precision, recall, F1, IoU, OA and Kappa with their spread over runs.
 
     Where the study mixes protocols or data (see `open_study`) a column names each row's protocol and a note says so.
+    Rows of `quoted` numbers come first, as oldest methods do.
     """
     mixed = bool(study.mixed)
     columns = [Column("method", "Method"), Column("n", "n", "count")]
     columns += [Column(name, SCORES[name], "number", "higher", 100.0) for name in COMPARED]
     if mixed:
         columns.append(Column("protocol", "Protocol"))
-    rows = []
+    rows = [_quoted_row(number, row) for number, row in enumerate(quoted)]
     for arm in study.arms:
         cells = {"method": Cell(arm.title), "n": Cell(len(arm.finished))}
         cells |= {name: score_cell(arm, name) for name in COMPARED}
         if mixed:
             cells["protocol"] = Cell(_protocols_of_arm(study, arm))
-        rows.append(Row(arm.name, cells, _stamp(study, arm)))
+        rows.append(Row(arm.name, cells, {"source": "measured", **_stamp(study, arm)}))
     caption = f"Scores in percent, {_caption(study)}"
-    table = Table("comparison", "Comparison", caption, tuple(columns), tuple(rows), _notes(study))
-    return ranked(table)
+    notes = _notes(study)
+    if quoted:
+        notes += (
+            "† Not measured here: training, data and protocol may differ, so it is neither ranked nor tested.",
+        )
+    return ranked(Table("comparison", "Comparison", caption, tuple(columns), tuple(rows), notes))
+
+
+def _quoted_row(number: int, row: Quoted) -> Row:
+    protocol = row.protocol or "protocol not stated"
+    note = f"Quoted from {row.source}; {row.data}, {protocol}."
+    cells = {"method": Cell(f"{row.method} †", note=note)}
+    for name in COMPARED:
+        lacking = None if name in row.scores else "Not given by the source."
+        cells[name] = Cell(row.scores.get(name), note=lacking)
+    stamp = {"source": f"quoted from {row.source}", "data": row.data, "protocol": row.protocol}
+    return Row(f"quoted-{number + 1}", cells, stamp, quoted=True)
 
 
 def ablation_table(study: Study) -> Table | None:
@@ -383,6 +418,8 @@ def ablation_table(study: Study) -> Table | None:
     columns += [
         Column("difference", f"Δ {metric}", "difference", None, 100.0),
         Column("interval", "95 % interval", "interval", None, 100.0),
+        Column("p", "p", "p"),
+        Column("p_adjusted", "p (Holm)", "p"),
         Column("verdict", "Verdict"),
     ]
     if mixed:
@@ -400,10 +437,114 @@ def ablation_table(study: Study) -> Table | None:
         f"Scores in percent and differences in points to {base.title}, {_caption(study)} {_covered(study)}"
     )
     left = [arm.title for arm in study.arms if arm.root != base.root]
-    notes = _notes(study)
+    notes = (*filter(None, [correction_text(study)]), *_notes(study))
     if left:
         notes += (f"Not shown, as they stand on another recipe than {base.root}: {', '.join(left)}.",)
     return ranked(Table("ablation", "Ablation", caption.strip(), tuple(columns), tuple(rows), notes))
+
+
+def correction_text(study: Study) -> str:
+    """How the verdicts allow for the study's having several arms; "" for a single comparison."""
+    found = [arm.results[study.metric].difference for arm in study.arms if study.metric in arm.results]
+    family = max((one.family for one in found if one), default=1)
+    if family < 2:
+        return ""
+    return (
+        f"Verdicts are of {family} comparisons with {study.arm(study.base).title} together: Holm's correction keeps the "
+        "chance of any false one at 5 %. Each interval and p is that of its comparison alone."
+    )
+
+
+def effects_table(found: Effects, part: int = 1, total: int = 1) -> Table:
+    """What each switch, or group of inseparable switches, does to the score: one row per change.
+
+    Args:
+        part, total: of the tables of effects, each of runs that were measured alike; from 1.
+    """
+    score, scale = SCORES.get(found.metric, found.metric), 100.0 if found.metric in SCORES else 1.0
+    columns = (
+        Column("switch", "Switch"),
+        Column("change", "Change"),
+        Column("n", "n", "count"),
+        Column("others", "n before", "count"),
+        Column("effect", f"Δ {score}", "difference", None, scale),
+        Column("interval", "95 % interval", "interval", None, scale),
+        Column("p", "p", "p"),
+        Column("p_adjusted", "p (Holm)", "p"),
+        Column("verdict", "Verdict"),
+    )
+    stamp = {
+        "data": f"{found.alike.data} (fingerprint {found.alike.fingerprint})",
+        "split": found.alike.split,
+        "protocol": found.alike.protocol,
+        "protocol_details": protocol_text(json.loads(found.alike.stamp)),
+    }
+    rows = []
+    for place, effect in enumerate(found.effects):
+        runs = tuple(found.observations[row].run.id for row in effect.runs)
+        borrowed = "A run without a repeat: its spread is taken from the others." if effect.borrowed else None
+        cells = {
+            "switch": Cell(
+                " + ".join(change.key for change in effect.changes), note=_inseparable(effect, found, scale)
+            ),
+            "change": Cell("; ".join(_change_text(change) for change in effect.changes)),
+            "n": Cell(len(runs), runs=runs),
+            "others": Cell(effect.others),
+            "effect": Cell(effect.value, runs=runs),
+            "interval": Cell(None, low=effect.low, high=effect.high, runs=runs, note=borrowed),
+            "p": Cell(effect.p, runs=runs),
+            "p_adjusted": Cell(effect.p_adjusted, runs=runs),
+            "verdict": Cell(effect.verdict if effect.p is not None else None, runs=runs),
+        }
+        rows.append(Row(f"effect-{place + 1}", cells, stamp))
+    caption = (
+        f"What each switch adds to {score}, in {'points' if scale > 1 else 'its unit'}, all others kept: least squares "
+        f"over {len(found.observations)} runs of {found.configurations} settings on {stamp['data']}, split "
+        f"{stamp['split']}, protocol {stamp['protocol']} ({stamp['protocol_details']}), {found.alike.checkpoint} "
+        "checkpoint. Intervals cover other seeds, not other images; their errors (HC2) allow for unequal spread."
+    )
+    name, title = ("effects", "Effects") if part == 1 else (f"effects-{part}", f"Effects, part {part}")
+    return Table(name, title, caption, columns, tuple(rows), tuple(_effect_notes(found, total)))
+
+
+def _change_text(change: Change) -> str:
+    return f"{change.before} → {change.after}" if change.before else change.after
+
+
+def _inseparable(effect: Effect, found: Effects, scale: float) -> str | None:
+    """The sentence on switches that the runs cannot tell apart; None for a single switch."""
+    if len(effect.changes) < 2:
+        return None
+    *names, last = [change.key for change in effect.changes]
+    what, runs = f"{', '.join(names)} and {last}", f"these {len(found.observations)} runs"
+    joint = number(effect.value * scale, sign=True) + (" points" if scale > 1 else "")
+    if effect.together:
+        return f"{what} were always changed together in {runs}; their joint effect is {joint}."
+    return f"{what} cannot be told apart in {runs}, whose changes depend on one another; their joint effect is {joint}."
+
+
+def _effect_notes(found: Effects, total: int) -> Iterator[str]:
+    """What stands below a table of effects."""
+    tested = sum(effect.p is not None for effect in found.effects)
+    if not found.effects:
+        yield "The runs differ in no switch."
+    elif not tested:
+        yield "No run is left to estimate the spread from, so there are no intervals: repeat settings with other seeds."
+    if tested > 1:
+        yield (
+            f"Verdicts are of {tested} effects together: Holm's correction keeps the chance of any false one at 5 %. "
+            "Each interval and p is that of its effect alone."
+        )
+    if found.misfit is not None and found.misfit < 1 - found.level:
+        yield (
+            f"The scores are no sum of single effects (lack of fit beside the seeds, p {p_text(found.misfit)}): "
+            "switches depend on each other here, and an effect is a mean over these settings."
+        )
+    if total > 1:
+        yield f"Runs on other data or under other protocols are never pooled; there are {total} tables of effects."
+    commits = dict.fromkeys(str(each.run.info.get("commit")) for each in found.observations)
+    if len(commits) > 1:
+        yield f"The code differs too, which no switch tells: commits {', '.join(commits)}."
 
 
 def efficiency_table(study: Study) -> Table:
@@ -481,65 +622,37 @@ def _difference_cells(study: Study, arm: Arm) -> dict[str, Cell]:
     if difference is None or difference.value is None:
         note = (difference.note if difference else None) or "no finished run to compare"
         note = f"No difference: {note}."
-        return {"difference": Cell(None, note=note), "interval": Cell(None), "verdict": Cell(None)}
+        lacking = {key: Cell(None) for key in ("interval", "p", "p_adjusted", "verdict")}
+        return {"difference": Cell(None, note=note), **lacking}
     remark = f"{difference.note[0].upper()}{difference.note[1:]}." if difference.note else None
     return {
         "difference": Cell(difference.value, runs=runs),
         "interval": Cell(None, low=difference.low, high=difference.high, runs=runs, note=remark),
+        "p": Cell(difference.p, runs=runs),
+        "p_adjusted": Cell(difference.p_adjusted, runs=runs),
         "verdict": Cell(difference.verdict, runs=runs),
     }
 
 
 def _switches(arms: Sequence[Arm], base: Arm) -> list[tuple[Column, dict[str, str | bool]]]:
-    """A column and its value by arm name for each choice in which the effective recipes of the arms differ.
-
-    A part that has a name (`model.name`, `optimizer.name`) is one choice, whatever arguments come with it. A group of
-    keys that some arms lack altogether (`augment.photometric`) is one choice too: a check mark where it is there.
-    """
-    flat = {arm.name: _effective(arm, base) for arm in arms}
-    normal = flat[base.name]
-    keys = list(dict.fromkeys(key for each in flat.values() for key in each))
-    keys = [key for key in keys if len({_plain(each.get(key, UNDEFINED)) for each in flat.values()}) > 1]
-    named = {key.rpartition(".")[0] for key in keys if key.endswith(".name")}
-    choices: dict[str, dict[str, Any]] = {}
-    for key in keys:
-        part = next((name for name in named if key.startswith(f"{name}.")), None)
-        if part is not None:
-            choices[part] = {name: each.get(f"{part}.name", UNDEFINED) for name, each in flat.items()}
-            continue
-        lacking = [each for each in flat.values() if key not in each]
-        group = _lacked_group(key, lacking) if normal and lacking else None
-        if group is None:
-            choices[key] = {name: each.get(key, UNDEFINED) for name, each in flat.items()}
-        else:
-            choices[group] = {
-                name: any(k.startswith(f"{group}.") for k in each) for name, each in flat.items()
-            }
-
+    """A column and its value by arm name for each choice in which the effective recipes of the arms differ."""
+    choices = switches([_effective(arm, base) for arm in arms])
     last = [key.split(".")[-1] for key in choices]
     found: list[tuple[Column, dict[str, str | bool]]] = []
-    for (key, values), short in zip(choices.items(), last, strict=True):
+    for (key, by_arm), short in zip(choices.items(), last, strict=True):
+        values = dict(zip([arm.name for arm in arms], by_arm, strict=True))
         usual = values[base.name]
         name = key if last.count(short) > 1 else short
-        others = list(dict.fromkeys(_plain(value) for value in values.values() if value != usual))
+        others = [value for value in values.values() if value not in (usual, Missing.UNUSED)]
         if all(isinstance(value, bool) for value in values.values()):
             found.append((Column(key, name, "check"), values))
-        elif len(others) == 1:
-            ticks: dict[str, str | bool] = {arm: value != usual for arm, value in values.items()}
-            found.append((Column(key, f"{name} = {others[0]}", "check"), ticks))
+        elif len(texts := list(dict.fromkeys(map(plain, others)))) == 1:
+            ticks: dict[str, str | bool] = {arm: value in others for arm, value in values.items()}
+            found.append((Column(key, f"{name} = {texts[0]}", "check"), ticks))
         else:
-            found.append((Column(key, name), {arm: _plain(value) for arm, value in values.items()}))
+            texts_of: dict[str, str | bool] = {arm: plain(value) for arm, value in values.items()}
+            found.append((Column(key, name), texts_of))
     return found
-
-
-def _lacked_group(key: str, recipes: Sequence[dict[str, Any]]) -> str | None:
-    """The largest group of keys around `key` that none of the recipes has anything of; None where there is no such."""
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        group = ".".join(parts[:count])
-        if not any(k.startswith(f"{group}.") for each in recipes for k in each):
-            return group
-    return None
 
 
 def _effective(arm: Arm, base: Arm) -> dict[str, Any]:
@@ -549,13 +662,6 @@ def _effective(arm: Arm, base: Arm) -> dict[str, Any]:
         return own
     flat = next((run.recipe for run in base.runs if run.recipe), {})
     return {key: value for key, value in {**flat, **arm.switches}.items() if value != "(absent)"}
-
-
-def _plain(value: Any) -> str:
-    """A recipe value as YAML people write it."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _efficiency(run: Run) -> dict[str, Any]:

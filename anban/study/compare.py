@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 
 from anban.errors import InputError
 from anban.metrics import SCORES, defined
-from anban.recipe import flatten
-from anban.recipe.recipe import DESCRIPTION, NOT_THE_EXPERIMENT
-from anban.recipe.yamlfile import read
-from anban.record import RunFolder, readable
+from anban.record import RunFolder
+from anban.study.records import Arm, Run, Study
 from anban.study.stats import (
     LEVEL,
     RESAMPLES,
     Floats,
     Measure,
+    corrected,
     difference,
     image_mean,
     mean_sums,
@@ -31,174 +29,10 @@ from anban.study.stats import (
     pooled_spread,
     scores,
 )
-from anban.study.study import FORMAT as STUDY_FORMAT
 
-STUDY_FILE = "study.json"
 COMPARISON_FORMAT = "anban-comparison/1"
 COUNTS = ("tn", "fp", "fn", "tp")
-ENDED_EARLY = ("failed", "interrupted")
 LOWER_IS_BETTER = frozenset({"loss", "mae", "mse", "rmse", "lpips"})
-# Keys of a recipe that name it, or say how a machine runs it, and change nothing about the experiment.
-DESCRIBING = frozenset({*DESCRIPTION, *NOT_THE_EXPERIMENT})
-
-
-@dataclass
-class Run:
-    """One run of an arm. `state` is that of its run.json where there is one, else "missing"; `why` belongs to it."""
-
-    seed: int
-    path: Path
-    state: str
-    why: str | None = None
-    record: RunFolder | None = None
-
-
-@dataclass
-class Arm:
-    name: str
-    title: str
-    recipe: str
-    difference: dict[str, Any] = field(default_factory=dict)
-    runs: list[Run] = field(default_factory=list)
-
-
-@dataclass
-class Study:
-    """What is compared: arms, the one they are compared with, and the split, protocol and score that decide."""
-
-    id: str
-    title: str
-    question: str
-    split: str
-    protocol: str
-    metric: str
-    base: str
-    arms: list[Arm]
-
-
-def load_study(path: Path | str) -> Study:
-    """The study in a folder with study.json, or in that file, with its run folders as they are now.
-
-    A run folder that is not there, or cannot be read, becomes a run of state "missing" with the reason.
-    Raises InputError where study.json itself cannot be used.
-    """
-    file = Path(path)
-    file = file / STUDY_FILE if file.is_dir() else file
-    try:
-        info = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            "This is no study: it has no study.json.", where=path, expected="a folder made by anban study"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"The study's record cannot be read: {error}.", where=file) from error
-    found = info.get("format") if isinstance(info, dict) else None
-    if found != STUDY_FORMAT:
-        raise InputError(f"The study's record has format {found!r}.", where=file, expected=STUDY_FORMAT)
-    try:
-        arms = [
-            Arm(
-                name=arm["name"],
-                title=arm.get("title") or arm["name"],
-                recipe=arm["recipe"],
-                difference=arm.get("difference") or {},
-                runs=[_run_of(file.parent, run) for run in arm["runs"]],
-            )
-            for arm in info["arms"]
-        ]
-        study = Study(
-            id=info["id"],
-            title=info.get("title") or info["id"],
-            question=info.get("question") or "",
-            split=info["split"],
-            protocol=info["protocol"],
-            metric=info["metric"],
-            base=info["base"],
-            arms=arms,
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"The study's record is incomplete: {error!r}.", where=file, expected=STUDY_FORMAT
-        ) from error
-    _check(study, file)
-    return study
-
-
-def runs_as_study(
-    paths: Sequence[Path | str],
-    *,
-    split: str | None = None,
-    protocol: str | None = None,
-    metric: str | None = None,
-) -> Study:
-    """Plain run folders as a study: runs of one effective configuration (hash) are an arm.
-
-    The base is the arm whose recipe the others name as theirs, else the arm of the first path. A run whose record is
-    damaged is passed over with a warning.
-
-    Args:
-        split, protocol: None takes those of the first score (that fits the other one, if given) of the first
-            finished run that has one, else test and whole.
-        metric: None takes the number that picked the checkpoint of the first finished run, else f1.
-
-    Raises InputError for a path that is no run folder, and when there is no readable one.
-    """
-    records = list(readable(paths))
-    if not records:
-        raise InputError("no run to report", expected="at least one readable run folder")
-    groups: dict[str, list[RunFolder]] = {}
-    for record in records:
-        # A record without a hash is like no other.
-        groups.setdefault(str(record.info.get("hash") or record.path), []).append(record)
-    arms: list[Arm] = []
-    for key, group in groups.items():
-        info = group[0].info
-        name = str(info["recipe"])
-        if any(arm.name == name for arm in arms):
-            name = f"{name} ({key})"  # the same recipe with values from the command line
-        arms.append(
-            Arm(
-                name=name,
-                title=_unused(str(info.get("title") or name), key, arms),
-                recipe=str(info["recipe"]),
-                difference=dict(info.get("difference") or {}),
-                runs=[_as_run(record) for record in group],
-            )
-        )
-    named = [record.info.get("base") for record in records]
-    base = next((arm for arm in arms if arm.recipe in named), arms[0])
-    finished = [record for record in records if record.state == "finished"]
-    first = next(iter(finished), records[0])
-    best = (first.info.get("progress") or {}).get("best") or {}
-    evaluated = (
-        (str(score["split"]), str(score["protocol"]))
-        for record in finished
-        for score in record.info.get("scores") or []
-        if split in (None, score["split"]) and protocol in (None, score["protocol"])
-    )
-    found = next(evaluated, ("test", "whole"))
-    return Study(
-        id="runs",
-        title=" and ".join(arm.title for arm in arms) if len(arms) < 3 else f"{len(arms)} configurations",
-        question="",
-        split=split or found[0],
-        protocol=protocol or found[1],
-        metric=metric or best.get("name") or "f1",
-        base=base.name,
-        arms=arms,
-    )
-
-
-def experiment(run: RunFolder) -> dict[str, Any]:
-    """What the run's effective recipe sets, by dotted key, without what only describes it; {} where there is none."""
-    if not run.recipe_file.is_file():
-        return {}
-    return without_description(dict(flatten(read(run.recipe_file))))
-
-
-def without_description(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values without those that change nothing about the experiment."""
-    return {key: value for key, value in flat.items() if key.split(".")[0] not in DESCRIBING}
 
 
 def compare(
@@ -207,6 +41,7 @@ def compare(
     *,
     mix: bool = False,
     pool: Literal["study", "pair"] = "study",
+    correction: Literal["holm", "none"] = "holm",
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -214,22 +49,26 @@ def compare(
     """Every arm's scores, and its difference to the base with an interval (see `anban.study.stats`).
 
     Used are finished runs with per-image lines for the study's split and protocol (of checkpoint "best" where its
-    scores are there), one per seed: of several the last in the list. All others are listed under "left_out" with the reason. A score of `binary_scores` is that of an image
-    set's summed counts; any other is the mean of the per-image scores in samples.jsonl.
+    scores are there), one per seed: of several the last in the list. All others are listed under "left_out" with the
+    reason. A score of `binary_scores` is that of an image set's summed counts; any other is the mean of the per-image
+    scores in samples.jsonl.
 
     Args:
         metrics: names of scores; None takes the study's one and the other binary scores if there are counts.
         mix: compare even if runs differ in test images (then on the common ones), data or protocol, and say so
             under "mixed".
         pool: whether the variance between runs is taken from all arms or from the two compared.
+        correction: how verdicts allow for there being several arms: those with a difference on one score are a family.
+            Intervals and p stay those of each comparison alone.
         level, resamples, seed: of the intervals.
 
     Returns: {"format", "id", "title", "question", "split", "protocol", "stamp", "metric", "metrics", "base", "level",
-        "resamples", "pool", "images", "mixed": [text], "left_out": [{"arm", "seed", "path", "state", "why"}],
+        "resamples", "pool", "correction", "images", "mixed": [text], "left_out": [{"arm", "seed", "path", "state", "why"}],
         "arms": [{"name", "title", "recipe", "difference", "is_base", "seeds": [int], "n", "runs": [path], "metrics":
             {name: {"higher_is_better", "values": [per seed], "mean", "std", "n",
                     "difference": null (the base itself, or no runs to compare) | {"value", "low", "high", "verdict",
-                        "covers", "images", "seeds": [arm's, base's], "level", "undefined", "note"}}}}]}
+                        "covers", "images", "seeds": [arm's, base's], "level", "undefined", "note", "p",
+                        "p_adjusted", "family"}}}}]}
         mean is null if a value is; std has ddof 1 and is null for a single run. "images" is the number compared.
 
     Raises InputError where runs cannot be compared, or a score is not in the records.
@@ -280,24 +119,28 @@ def compare(
         }
         values = {name: scores(group, measure) for name, group in sums.items()}
         spread = pooled_spread(list(values.values())) if pool == "study" else None
-        for row in arms:
-            name = row["name"]
+        found = [
+            difference(
+                sums[row["name"]],
+                sums[study.base],
+                measure,
+                spread=spread,
+                level=level,
+                resamples=resamples,
+                seed=seed,
+            )
+            if not row["is_base"] and sums[row["name"]] and sums[study.base]
+            else None
+            for row in arms
+        ]
+        if correction == "holm":
+            found = corrected(found, measure.higher_is_better)
+        for row, result in zip(arms, found, strict=True):
             row["metrics"][measure.name] = {
                 "higher_is_better": measure.higher_is_better,
-                **_summary(values[name]),
-                "difference": None,
+                **_summary(values[row["name"]]),
+                "difference": result and {**asdict(result), "seeds": list(result.seeds)},
             }
-            if name != study.base and sums[name] and sums[study.base]:
-                result = difference(
-                    sums[name],
-                    sums[study.base],
-                    measure,
-                    spread=spread,
-                    level=level,
-                    resamples=resamples,
-                    seed=seed,
-                )
-                row["metrics"][measure.name]["difference"] = {**asdict(result), "seeds": list(result.seeds)}
     return {
         "format": COMPARISON_FORMAT,
         "id": study.id,
@@ -312,6 +155,7 @@ def compare(
         "level": level,
         "resamples": resamples,
         "pool": pool,
+        "correction": correction,
         "images": len(names),
         "mixed": mixed,
         "left_out": left_out,
@@ -424,35 +268,3 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
         "std": defined(array.std(ddof=1)) if len(array) > 1 else None,
         "n": len(array),
     }
-
-
-def _run_of(folder: Path, entry: Mapping[str, Any]) -> Run:
-    """A run as study.json names it, with what its own folder says: the run may have gone on since."""
-    path, seed = entry.get("path"), int(entry["seed"])
-    if path is None:
-        return Run(seed, folder, entry.get("state") or "missing", entry.get("why") or "it was never started")
-    try:
-        run = _as_run(RunFolder.open((folder / path).resolve()), seed)
-    except InputError as error:
-        state = entry.get("state") if entry.get("state") in ENDED_EARLY else "missing"
-        return Run(seed, folder / path, str(state), entry.get("why") or error.what)
-    if run.state == "lost" and entry.get("state") in ENDED_EARLY:  # the run's disk did not take its end
-        run.state, run.why = entry["state"], entry.get("why")
-    return run
-
-
-def _as_run(record: RunFolder, seed: int | None = None) -> Run:
-    seed = int(record.info.get("seed") or 0) if seed is None else seed
-    return Run(seed, record.path, record.state, record.info.get("why"), record)
-
-
-def _unused(title: str, key: str, arms: Sequence[Arm]) -> str:
-    return f"{title} ({key})" if any(arm.title == title for arm in arms) else title
-
-
-def _check(study: Study, file: Path) -> None:
-    names = [arm.name for arm in study.arms]
-    if len(set(names)) != len(names):
-        raise InputError("two arms have the same name", where=file, expected="a name for each")
-    if study.base not in names:
-        raise InputError(f"the base {study.base!r} is no arm", where=file, expected=", ".join(names))

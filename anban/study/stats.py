@@ -6,6 +6,9 @@ would have given another one, and so would other seeds. The interval here puts b
 
     value + image deviation * k * sqrt(N / chi2) + sqrt(v (1/n + 1/m)) * t
 
+Every run is measured on every image, so the two are crossed, and one draw of the sum resamples both together: one set of
+images for all runs of both arms, with the scores computed anew from the summed counts, and one shift by the seeds.
+
 Image deviation: what resampling the N images changes in the difference, the same images for both arms (a hard scene is
 hard for both, so pairing them takes most of the spread away) and with the runs as they are. A bootstrap of N images is
 too narrow by sqrt((N - 1) / N) and has normal tails; the factor, chi2 of N - 1 degrees of freedom drawn anew for each
@@ -32,14 +35,18 @@ mixtures (seeds dominate, images dominate, both alike, seeds move single scenes)
 The naive one fails where seeds matter (0.68) and is too wide where they move single scenes (0.99). Not pooling is safe and
 useless: with two runs per arm its intervals are three to four times as wide. What pooling assumes is that arms spread
 alike; an arm much less steady than many others gets too narrow an interval, and `pool="pair"` in `anban.study.compare`
-keeps those others out. The interval says nothing about other data sets, and twenty arms against one base will bring one
-false finding on average.
+keeps those others out. The interval says nothing about other data sets.
+
+p is the same distribution read the other way: twice the smaller share of draws on either side of 0, so p < 0.05 where the
+95 % interval leaves 0 out. Twenty arms against one base bring one such finding on average where nothing differs. Verdicts
+therefore go by p after `holm` (Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure"), which keeps the
+chance of any false finding in the family at 5 % however the comparisons depend on each other, as those with one base do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -117,12 +124,15 @@ class Difference:
 
     Attributes:
         value: difference of the means over runs; None if a run's score is undefined.
-        low, high: ends of the interval; None where there is none, and `note` says why.
-        verdict: "not distinguishable" unless the interval leaves 0 out.
+        low, high: ends of the interval of this comparison alone; None where there is none, and `note` says why.
+        verdict: "not distinguishable" unless `p_adjusted` is below 1 - level.
         covers: what the interval accounts for; "images" only where no arm has a second run.
         images: how many were resampled.
         seeds: runs of (arm, base).
         undefined: share of the resamples without a defined score, which were left out.
+        p: two-sided, of this comparison alone; None where there is no interval.
+        p_adjusted: p among all comparisons of its family; p itself for a comparison that stands alone.
+        family: how many comparisons were corrected for.
     """
 
     value: float | None
@@ -132,9 +142,42 @@ class Difference:
     covers: Covers
     images: int
     seeds: tuple[int, int]
-    level: float
+    level: float = LEVEL
     undefined: float = 0.0
     note: str | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    family: int = 1
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Each p (0..1) after Holm's step-down correction for all of them together, in their order.
+
+    The smallest is multiplied by their number m, the next by m - 1 and so on; none may come out smaller than one before
+    it, or above 1. Comparing the results with 5 % keeps the chance of any false finding at 5 %.
+    """
+    order = np.argsort(p, kind="stable")
+    stepped = np.asarray(p, dtype=np.float64)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return [float(value) for value in adjusted]
+
+
+def corrected(differences: Sequence[Difference | None], higher_is_better: bool) -> list[Difference | None]:
+    """The comparisons of one question as a family: `p_adjusted`, `family` and the verdict by Holm's correction.
+
+    Those without p count for nothing and stay as they are.
+    """
+    known = [one for one in differences if one is not None and one.p is not None]
+    adjusted = iter(holm([one.p for one in known if one.p is not None]))
+    result: list[Difference | None] = []
+    for one in differences:
+        if one is not None and one.p is not None:
+            p = next(adjusted)
+            verdict = verdict_of(one.value, p, one.level, higher_is_better)
+            one = replace(one, p_adjusted=p, family=len(known), verdict=verdict)
+        result.append(one)
+    return result
 
 
 def scores(runs: Sequence[ArrayLike], measure: Measure) -> list[float]:
@@ -209,18 +252,23 @@ def difference(
         draws += np.sqrt(spread.variance * (1 / sizes[0] + 1 / sizes[1])) * rng.standard_t(
             spread.freedom, shape
         )
-    low, high = value + np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    draws += value
+    beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+    p = min(1.0, 2 * (1 + int(beyond)) / (1 + draws.size))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Difference(
         value=value,
         low=float(low),
         high=float(high),
-        verdict=_verdict(float(low), float(high), measure.higher_is_better),
+        verdict=verdict_of(value, p, level, measure.higher_is_better),
         covers="images and seeds" if spread.freedom else "images",
         images=images,
         seeds=sizes,
         level=level,
         undefined=undefined,
         note=None if spread.freedom else "one run per arm: other seeds may differ by more than this interval",
+        p=p,
+        p_adjusted=p,
     )
 
 
@@ -254,10 +302,11 @@ def _unshared(again: Floats, single: Floats, shift: Floats, spread: Spread, size
     return float(np.sqrt(np.clip(1 - shared / total, 0.0, 1.0)))
 
 
-def _verdict(low: float, high: float, higher_is_better: bool) -> Verdict:
-    if low <= 0 <= high:
+def verdict_of(value: float | None, p: float, level: float, higher_is_better: bool) -> Verdict:
+    """What a difference is called whose (corrected) two-sided p is known."""
+    if not value or p >= 1 - level:
         return "not distinguishable"
-    return "better" if (low > 0) == higher_is_better else "worse"
+    return "better" if (value > 0) == higher_is_better else "worse"
 
 
 def _ratio(sums: Floats) -> Floats:

@@ -13,7 +13,8 @@ from anban.errors import InputError
 from anban.record import RunFolder
 from anban.report import figures
 from anban.report.figures import CONVENTIONS, change_map, smoothed
-from anban.report.records import Arm, Run, Study, open_study
+from anban.report.records import open_study
+from anban.study.records import Arm, Run, Study
 
 WHITE, BLACK, RED, GREEN = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0)
 

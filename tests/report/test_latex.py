@@ -12,7 +12,9 @@ import pytest
 from fake_study import DEMO
 
 from anban.report.records import open_study
-from anban.report.tables import ablation_table, comparison_table, efficiency_table, to_latex
+from anban.report.tables import ablation_table, comparison_table, effects_table, efficiency_table, to_latex
+from anban.study.effects import effects
+from anban.study.quoted import Quoted, Source
 
 pytestmark = pytest.mark.latex
 
@@ -31,10 +33,11 @@ def test_tables_compile(small: Callable[..., Path], tmp_path: Path) -> None:
     assert tool, "neither pdflatex nor tectonic is installed"
     arms = (replace(DEMO[0], title=r"100% \evil{name}_1 & $co ~ #2 ^ <x> [y]"), *DEMO[1:])
     study = open_study(small(arms))
-    tables = [
-        table for table in (comparison_table(study), ablation_table(study), efficiency_table(study)) if table
-    ]
-    assert len(tables) == 3
+    quoted = Quoted("BIT_1", "LEVIR-CD", {"f1": 0.9}, Source("A & B 2021", 2, arxiv="2103.00208"), "100% _ ^")
+    of_effects = effects([run.record for _, run in study.finished if run.record], "f1")
+    made = [comparison_table(study, [quoted]), ablation_table(study), efficiency_table(study)]
+    tables = [table for table in (*made, *map(effects_table, of_effects)) if table]
+    assert len(tables) == 4
     source = tmp_path / "tables.tex"
     source.write_text(DOCUMENT % "\n".join(map(to_latex, tables)), encoding="utf-8")
     options = [] if "tectonic" in tool else ["-interaction=nonstopmode", "-halt-on-error"]

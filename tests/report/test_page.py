@@ -18,7 +18,9 @@ from anban.cli.report import report as report_verb
 from anban.errors import InputError
 from anban.report import figures, write_report
 from anban.report.page import cautions, slug, verdicts
-from anban.report.records import Arm, Difference, Result, Run, Study, open_study
+from anban.report.records import open_study
+from anban.study.records import Arm, Result, Run, Study
+from anban.study.stats import Difference
 
 
 @pytest.fixture
@@ -136,6 +138,36 @@ def test_what_users_wrote_is_escaped(small: Callable[..., Path], tmp_path: Path)
     assert all("onclick" not in attributes for _, attributes in Elements(text).all)
 
 
+@pytest.mark.usefixtures("no_files")
+def test_quoted_numbers_are_on_the_page_and_in_no_verdict(small: Callable[..., Path], tmp_path: Path) -> None:
+    papers = tmp_path / "papers.yaml"
+    papers.write_text(
+        "quoted:\n- {method: <BIT>, data: LEVIR-CD, scores: {f1: 89.31}, "
+        "source: {title: Chen et al. 2021, arxiv: 2103.00208v3, table: 2}}\n"
+    )
+    file = small()
+    plain = write_report(file, tmp_path / "plain").read_text(encoding="utf-8")
+    text = write_report(file, tmp_path / "out", quoted=papers).read_text(encoding="utf-8")
+    row = text[text.index('<tr class="quoted">') :].split("</tr>")[0]
+    assert "&lt;BIT&gt; †" in row
+    assert '<span class="tag">quoted</span>' in row
+    assert "89.31" in row
+    assert "<a href" not in row
+    assert "Quoted from Chen et al. 2021, arXiv:2103.00208v3, table 2; LEVIR-CD, protocol not stated." in text
+    verdict = slice(text.index('id="verdict"'), text.index('id="comparison"'))
+    assert text[verdict] == plain[plain.index('id="verdict"') : plain.index('id="comparison"')]
+    with pytest.raises(InputError, match=r"none\.yaml"):
+        write_report(file, tmp_path / "other", quoted=tmp_path / "none.yaml")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_page_names_the_correction(text: str) -> None:
+    assert "5 comparisons with TinyCD together: Holm&#39;s correction" in text
+    assert re.search(
+        r"95 % interval [^;]*, p [<0-9. ]+, [<0-9. ]+ corrected for 5; 12 images", text.replace("&lt;", "<")
+    )
+
+
 def _study(difference: Difference | None, runs: tuple[Run, ...] = ()) -> Study:
     result = Result((0.8, 0.81), 0.805, 0.007, difference)
     arms = (Arm("base", "base", "r", {}, runs), Arm("gated", "gated fusion", "r", {}, runs, {"f1": result}))
@@ -149,12 +181,16 @@ def _study(difference: Difference | None, runs: tuple[Run, ...] = ()) -> Study:
          "gated fusion is better than base by +1.20 F1 points (95 % interval 0.40 to 2.00; 12 images, 2 seeds)."),
         (Difference(-0.012, -0.02, -0.004, "worse", "images", 12, (1, 1)), "worse",
          "gated fusion is worse than base: −1.20 F1 points (95 % interval −2.00 to −0.40; 12 images, 1 seed)."),
+        (Difference(0.012, 0.004, 0.02, "not distinguishable", "images", 12, (2, 2), p=0.03, p_adjusted=0.09, family=3),
+         "unclear", "gated fusion cannot be told apart from base: +1.20 F1 points (95 % interval 0.40 to 2.00, p 0.030, "
+         "0.090 corrected for 3; 12 images, 2 seeds)."),
         (Difference(0.0, -0.02, 0.02, "not distinguishable", "images and seeds", 12, (2, 3)), "unclear",
          "gated fusion cannot be told apart from base: 0.00 F1 points (95 % interval −2.00 to 2.00; 12 images, "
          "2 against 3 seeds)."),
-        (Difference(0.01, None, None, "not distinguishable", "nothing", 1, (2, 2), "a single image"), "unclear",
+        (Difference(0.01, None, None, "not distinguishable", "nothing", 1, (2, 2), note="a single image"), "unclear",
          "gated fusion cannot be told apart from base: +1.00 F1 points (no interval; 1 image, 2 seeds)."),
-        (Difference(None, None, None, "not distinguishable", "nothing", 9, (2, 2), "f1 is undefined for 2 of 4 runs"),
+        (Difference(None, None, None, "not distinguishable", "nothing", 9, (2, 2),
+                    note="f1 is undefined for 2 of 4 runs"),
          "none", "gated fusion cannot be compared with base: f1 is undefined for 2 of 4 runs."),
         (None, "none", "gated fusion cannot be compared with base: none of its runs finished."),
     ],

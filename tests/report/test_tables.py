@@ -25,10 +25,12 @@ from anban.report.tables import (
     latex_escape,
     number,
     ranked,
+    shown,
     to_csv,
     to_latex,
     to_markdown,
 )
+from anban.study.quoted import Quoted, Source
 
 COLUMNS = (
     Column("method", "Method"),
@@ -139,6 +141,13 @@ def test_numbers_have_a_true_minus_and_no_negative_zero() -> None:
     assert number(1.0, sign=True) == "+1.00"
 
 
+def test_small_probabilities_are_not_zero() -> None:
+    column = Column("p", "p", "p")
+    texts = [shown(Cell(p), column)[0] for p in (1.0, 0.0496, 0.001, 0.00099, 1e-9)]
+    assert texts == ["1.000", "0.050", "0.001", "< 0.001", "< 0.001"]
+    assert shown(Cell(None), column)[0] == "–"
+
+
 def test_latex_escapes_every_special_sign() -> None:
     assert latex_escape(r"\{}$&#%_^~<>") == (
         r"\textbackslash{}\{\}\$\&\#\%\_\textasciicircum{}\textasciitilde{}\textless{}\textgreater{}"
@@ -176,6 +185,41 @@ def test_comparison_shows_the_recorded_scores(study_file: Path) -> None:
                 spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
                 assert row.cells[name].value == pytest.approx(mean, abs=1e-12)
                 assert row.cells[name].spread == pytest.approx(spread, abs=1e-9)
+
+
+QUOTED = (
+    Quoted("ChangeFormer", "LEVIR-CD", {"precision": 0.99, "f1": 0.98, "iou": 0.97},
+           Source("Bandara and Patel 2022", 1, arxiv="2201.01293"), "256 px crops"),
+    Quoted("BIT", "LEVIR-CD", {"f1": 0.8931}, Source("Chen et al. 2021", "II", doi="10.1109/TGRS.2021.3095166")),
+)  # fmt: skip
+
+
+def test_quoted_rows_are_marked_everywhere_and_never_ranked(study_file: Path) -> None:
+    study = open_study(study_file)
+    plain, table = comparison_table(study), comparison_table(study, QUOTED)
+    assert [row.key for row in table.rows[:3]] == ["quoted-1", "quoted-2", "tinycd"]
+    assert [[cell.mark for cell in row.cells.values()] for row in table.rows[2:]] == [
+        [cell.mark for cell in row.cells.values()] for row in plain.rows
+    ]
+    assert all(cell.mark is None for row in table.rows[:2] for cell in row.cells.values())
+    markdown, latex = to_markdown(table), to_latex(table)
+    assert "| ChangeFormer †<sup>a</sup> |  | 99.00 | –<sup>b</sup> | 98.00 | 97.00 |" in markdown
+    assert (
+        "<sup>a</sup> Quoted from Bandara and Patel 2022, arXiv:2201.01293, table 1; LEVIR-CD, 256 px crops."
+        in markdown
+    )
+    assert "doi:10.1109/TGRS.2021.3095166, table II; LEVIR-CD, protocol not stated." in markdown
+    assert "† Not measured here" in markdown
+    assert r"ChangeFormer \dag{}\textsuperscript{a} &  & 99.00" in latex
+    assert r"\dag{} Not measured here" in latex
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [row["source"] for row in rows[:3]] == [
+        "quoted from Bandara and Patel 2022, arXiv:2201.01293, table 1",
+        "quoted from Chen et al. 2021, doi:10.1109/TGRS.2021.3095166, table II",
+        "measured",
+    ]
+    assert (rows[0]["f1"], rows[0]["runs"], rows[0]["n"]) == ("0.98", "", "")
+    assert [row["source"] for row in csv.DictReader(io.StringIO(to_csv(plain)))] == ["measured"] * len(DEMO)
 
 
 def test_captions_carry_data_split_protocol_and_seeds(study_file: Path) -> None:
@@ -226,6 +270,9 @@ def test_ablation_has_a_column_per_switch_and_the_difference_to_the_base(study_f
     assert cells["difference"].value == difference.value
     assert (cells["interval"].low, cells["interval"].high) == (difference.low, difference.high)
     assert cells["verdict"].value == difference.verdict
+    assert (cells["p"].value, cells["p_adjusted"].value) == (difference.p, difference.p_adjusted)
+    assert difference.family == 5
+    assert "5 comparisons with TinyCD together: Holm's correction" in to_markdown(table)
     assert table.rows[0].cells["verdict"].value == "base"
     assert any("FC-EF" in note for note in table.notes)
 

@@ -16,7 +16,8 @@ from anban.errors import InputError
 from anban.metrics import binary_scores
 from anban.recipe.recipe import DESCRIPTION
 from anban.record import RunFolder
-from anban.study.compare import _common_names, _Samples, compare, experiment, load_study, runs_as_study
+from anban.study.compare import _common_names, _Samples, compare
+from anban.study.records import experiment, load_study, runs_as_study
 
 COUNTS = ("tn", "fp", "fn", "tp")
 PLACE = {"split": "test", "protocol": "whole", "checkpoint": "best"}
@@ -124,7 +125,10 @@ def test_compare(study):
     assert f1["mean"] == pytest.approx(np.mean(f1["values"]))
     assert f1["std"] == pytest.approx(np.std(f1["values"], ddof=1))
 
+    assert result["correction"] == "holm"
     found = good["metrics"]["f1"]["difference"]
+    assert found["family"] == 2
+    assert found["p_adjusted"] == pytest.approx(2 * found["p"])
     assert found["value"] == pytest.approx(good["metrics"]["f1"]["mean"] - f1["mean"])
     assert found["verdict"] == "better"
     assert found["covers"] == "images and seeds"
@@ -134,6 +138,25 @@ def test_compare(study):
     found = same["metrics"]["f1"]["difference"]
     assert found["value"] == 0
     assert found["verdict"] == "not distinguishable"
+
+
+def test_verdicts_are_corrected_for_the_number_of_arms(tmp_path):
+    arms = {"plain": [write_run(tmp_path / f"plain{seed}", seed=seed) for seed in range(3)]}
+    for number in range(6):  # a gain that passes alone, among arms that are the base again
+        quality = 0.85 if number == 0 else 0.8
+        arms[f"arm{number}"] = [
+            write_run(tmp_path / f"arm{number}-{seed}", seed=seed + 10 * number, quality=quality)
+            for seed in range(3)
+        ]
+    study = load_study(write_study(tmp_path, arms))
+    together, alone = (compare(study, ["f1"], correction=name, resamples=500) for name in ("holm", "none"))
+    one, other = (result["arms"][1]["metrics"]["f1"]["difference"] for result in (together, alone))
+    assert (one["low"], one["high"], one["p"]) == (other["low"], other["high"], other["p"])
+    assert one["low"] > 0
+    assert 0.05 / 6 < one["p"] < 0.05
+    assert one["p_adjusted"] == pytest.approx(6 * one["p"])
+    assert (one["verdict"], other["verdict"]) == ("not distinguishable", "better")
+    assert (one["family"], other["family"]) == (6, 1)
 
 
 def test_same_numbers_every_time(study):

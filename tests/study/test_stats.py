@@ -9,9 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from anban.study.stats import (
+    Difference,
     Measure,
     Spread,
+    corrected,
     difference,
+    holm,
     image_mean,
     mean_sums,
     micro,
@@ -88,6 +91,64 @@ def test_no_difference_is_rarely_found():
     studies = invented(rng, studies=250, seeds=3, images=40, seed_sd=0.25, scene_sd=0.3, gain=0.0)
     verdicts = [difference(list(s[1]), list(s[0]), F1, resamples=300).verdict for s in studies]
     assert verdicts.count("not distinguishable") >= 0.90 * len(verdicts)
+
+
+def test_holm_by_hand():
+    # In order: .005 * 4, .01 * 3, .03 * 2, .04 * 1; the last must not be smaller than the one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.4, 0.3, 0.9]) == pytest.approx([0.9, 0.9, 0.9])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+def test_a_family_is_judged_together():
+    def one(p: float | None, value: float = 0.01) -> Difference:
+        return Difference(value, None, None, "better", "images", 9, (2, 2), p=p, p_adjusted=p)
+
+    found = corrected([one(0.01), None, one(0.04), one(None), one(0.03, -0.01)], higher_is_better=True)
+    assert [d and d.p_adjusted for d in found] == [
+        pytest.approx(0.03),
+        None,
+        pytest.approx(0.06),
+        None,
+        pytest.approx(0.06),
+    ]
+    assert [d and d.family for d in found] == [3, None, 3, 1, 3]
+    assert [d and d.verdict for d in found] == [
+        "better",
+        None,
+        "not distinguishable",
+        "better",
+        "not distinguishable",
+    ]
+    assert [d and d.p for d in found] == [0.01, None, 0.04, None, 0.03]
+    assert corrected([one(0.01)], higher_is_better=False)[0].verdict == "worse"
+
+
+def test_four_arms_that_differ_in_nothing_are_rarely_found_different():
+    rng = np.random.default_rng(11)
+    psnr, alone, together = image_mean("psnr"), 0, 0
+    for _ in range(150):
+        values = rng.normal(30, 3, 25) + rng.normal(0, 0.4, (5, 3, 1)) + rng.normal(0, 0.8, (5, 3, 25))
+        base, *arms = ([mean_sums(run) for run in arm] for arm in values)
+        spread = pooled_spread([scores(arm, psnr) for arm in (base, *arms)])
+        found = [difference(arm, base, psnr, spread=spread, resamples=200) for arm in arms]
+        alone += any(one.verdict != "not distinguishable" for one in found)
+        together += any(one.verdict != "not distinguishable" for one in corrected(found, True) if one)
+    assert together / 150 <= 0.09
+    assert alone / 150 >= 0.10
+
+
+def test_p_agrees_with_the_interval():
+    arm, base = study_of(3, gain=0.3)
+    found = difference(arm, base, F1)
+    assert found.p is not None
+    edge = difference(arm, base, F1, level=1 - found.p)
+    assert min(abs(edge.low), abs(edge.high)) < 0.02 * (edge.high - edge.low)
+    assert found.p_adjusted == found.p
+    assert difference(arm, arm, F1).p == pytest.approx(1.0, abs=0.05)
 
 
 def study_of(
