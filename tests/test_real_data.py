@@ -18,7 +18,8 @@ pytestmark = [
 ]
 
 
-def test_tinycd_learns_eight_real_pairs_by_heart(tmp_path: Path) -> None:
-    run = execute(load_recipe("change/levir-sample-overfit", [f"data.root={DATA}"]), tmp_path, device="cpu")
+@pytest.mark.parametrize("recipe", ["change/levir-sample-overfit", "change/levir-stnet-lite-overfit"])
+def test_eight_real_pairs_are_learnt_by_heart(recipe: str, tmp_path: Path) -> None:
+    run = execute(load_recipe(recipe, [f"data.root={DATA}"]), tmp_path, device="cpu")
     scores = {line["name"]: line["value"] for line in run.info["scores"]}
     assert scores["f1"] >= 0.95

@@ -53,7 +53,7 @@ class CSSM(nn.Module):
         }
         self.scales = nn.ModuleList(make_scale[scale]() for _ in range(2))
         self.norm2 = style.normalisation(width)
-        self.mlp = Mlp(width, int(style.vss.mlp_ratio * width), style.vss.activation, channel_first=True)
+        self.mlp = Mlp(width, int(style.vss.mlp_ratio * width), channel_first=True)
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         field = torch.cat((a, b), dim=3)

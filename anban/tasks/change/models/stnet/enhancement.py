@@ -133,9 +133,7 @@ class EDSS(nn.Module):
         self.fuse = style.convolution(joined * edge, edge, 1 if light else 3)
         self.scan_after = self._small_scan(width, style) if settings.scan == "after" else None
         self.mlp = (
-            nn.Sequential(
-                style.normalisation(width), Mlp(width, 2 * width, style.vss.activation, channel_first=True)
-            )
+            nn.Sequential(style.normalisation(width), Mlp(width, 2 * width, channel_first=True))
             if settings.mlp
             else None
         )

@@ -28,7 +28,7 @@ class VSS:
         d_state: states per channel and direction.
         ssm_ratio: width of the scan, over the width of the level.
         mlp_ratio: hidden width of the feed-forward part, over the width of the level.
-        activation: of SS2D and of the feed-forward part.
+        activation: of SS2D; feed-forward parts have GELU, as in VMamba.
         drop_path: of the last encoder block; it grows from 0 block by block.
     """
 
