@@ -1,4 +1,7 @@
-"""Weights of official releases: unwrap what their training scripts saved, rename, load strictly."""
+"""Weights of official releases: unwrap what their training scripts saved, rename, load strictly.
+
+`key_map` says under which of our names each official entry arrives; `anban keys MODEL CHECKPOINT` prints it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from anban.errors import InputError
 
@@ -34,15 +38,85 @@ def load_official(model: nn.Module, state_dict_or_path: Mapping[str, object] | s
     Raises:
         InputError: the file cannot be read, holds no weights, or names missing, unexpected or mis-shaped tensors.
     """
-    given = state_dict_or_path
-    where = "the given state dict" if isinstance(given, Mapping) else str(given)
-    content = given if isinstance(given, Mapping) else _read(Path(given))
-    state = _unwrap(content, where)
-    translate = getattr(model, "from_official", None)
-    if translate is not None:
-        state = translate(state)
+    official, where = _open(state_dict_or_path)
+    state = _translate(model, official)
     _check(model.state_dict(), state, where)
     model.load_state_dict(state, strict=False)
+
+
+How = Literal["same", "renamed", "split", "joined", "dropped", "unexpected", "own", "missing"]
+
+
+class Key(NamedTuple):
+    """One line of a key map: what became of the entry `official` of a release, or where our tensor `ours` is from.
+
+    `how` is "same" (the same name), "renamed", "split" (one of several tensors made from the entry), "joined" (made from
+    several entries, each with a line of its own), "dropped" (not used; `ours` is None) or "unexpected" (our network has no
+    tensor of that name). Without an entry, `official` being None, it is "own" (our network's own values stand in) or
+    "missing" (nothing fills the tensor).
+    """
+
+    official: str | None
+    ours: str | None
+    how: How
+
+
+def key_map(model: nn.Module, state_dict_or_path: Mapping[str, object] | str | PathLike[str]) -> list[Key]:
+    """Where each entry of an official release goes in `model`: its entries in order, then what only our network has.
+
+    Nothing is loaded, and weights that do not fit are mapped as far as they go. The origin of a tensor is followed through
+    whatever the model's `from_official` computes with it.
+
+    Raises:
+        InputError: the file cannot be read or holds no weights; and what the model's `from_official` raises.
+    """
+    official, _ = _open(state_dict_or_path)
+    state = _translate(model, {name: _Followed.start(name, tensor) for name, tensor in official.items()})
+    origins = {
+        ours: tensor.origins if isinstance(tensor, _Followed) else () for ours, tensor in state.items()
+    }
+    known = model.state_dict().keys()
+    lines = []
+    for name in official:
+        arrived = [ours for ours, origin in origins.items() if name in origin]
+        for ours in arrived:
+            how = _how(name, ours, len(arrived), len(origins[ours])) if ours in known else "unexpected"
+            lines.append(Key(name, ours, how))
+        if not arrived:
+            lines.append(Key(name, None, "dropped"))
+    lines += [Key(None, ours, "own") for ours, origin in origins.items() if not origin]
+    return lines + [Key(None, ours, "missing") for ours in known if ours not in origins]
+
+
+def _how(official: str, ours: str, arrived: int, origins: int) -> How:
+    if origins > 1:
+        return "joined"
+    if arrived > 1:
+        return "split"
+    return "same" if official == ours else "renamed"
+
+
+class _Followed(Tensor):
+    """A tensor that knows the official entries it was made from; so do its views and all that is computed from it."""
+
+    origins: tuple[str, ...] = ()
+
+    @classmethod
+    def start(cls, name: str, tensor: Tensor) -> Tensor:
+        followed = tensor.detach().as_subclass(cls)
+        followed.origins = (name,)
+        return followed
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, cls)]
+        if made:
+            used = [leaf.origins for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
+            origins = tuple(dict.fromkeys(name for names in used for name in names))
+            for tensor in made:
+                tensor.origins = origins
+        return result
 
 
 def rename(
@@ -56,6 +130,17 @@ def rename(
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     return renamed
+
+
+def _open(given: Mapping[str, object] | str | PathLike[str]) -> tuple[dict[str, Tensor], str]:
+    """The official entries of a state dict or file, and what to call it in a message."""
+    where = "the given state dict" if isinstance(given, Mapping) else str(given)
+    return _unwrap(given if isinstance(given, Mapping) else _read(Path(given)), where), where
+
+
+def _translate(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = getattr(model, "from_official", dict)
+    return translate(state)
 
 
 def _read(path: Path) -> Mapping[str, object]:

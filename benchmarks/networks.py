@@ -98,7 +98,9 @@ def run(rounds: int) -> Findings:
     }
     page = ["| network | a training step | inference |", "| --- | --- | --- |"]
     page += [f"| {name} | {share['step']:.0%} | {share['infer']:.0%} |" for name, share in shares.items()]
-    return Findings(rows, {"scan_share": shares}, "# The scan's share of the time\n\n" + "\n".join(page) + "\n")
+    return Findings(
+        rows, {"scan_share": shares}, "# The scan's share of the time\n\n" + "\n".join(page) + "\n"
+    )
 
 
 def _with_backend(name: str, work: Callable[[], None]) -> None:

@@ -17,13 +17,14 @@ FLOORS: dict[str, set[str]] = {
     "metrics": set(),
     "testing": {"official"},
     "official": set(),
+    "formulas": set(),
     "tasks/contract": {"recipe"},
     "tasks/change": {"official", "recipe", "data", "losses", "metrics", "ssm", "testing", "tasks/contract"},
     "tasks": set(),
     "engine": {"recipe", "record", "data", "ssm", "tasks/contract", "tasks"},
     "study": {"recipe", "record", "metrics"},
     "report": {"record", "study"},
-    "cli": {"recipe", "record", "ssm", "engine", "study", "report", "tasks"},
+    "cli": {"formulas", "official", "recipe", "record", "ssm", "engine", "study", "report", "tasks"},
 }
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anban.errors import InputError
-from anban.official import CONTAINERS, load_official, rename
+from anban.official import CONTAINERS, Key, key_map, load_official, rename
 
 
 class Renaming(nn.Module):
@@ -106,3 +106,54 @@ def test_unusable_files_are_one_message(tmp_path: Path) -> None:
         load_official(model, tmp_path / "list.pt")
     with pytest.raises(InputError, match="no state dict found, but the keys: epoch, net"):
         load_official(model, {"epoch": 1, "net": {"a": 2}})
+
+
+class Rebuilding(nn.Module):
+    """Splits one official entry, joins two, keeps one, drops one and starts one with its own values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("query", "key", "both", "kept", "moved", "own", "unfilled"):
+            self.register_buffer(name, torch.zeros(2, 2))
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        state = rename(state_dict, [("^old$", "moved")])
+        query, key = state.pop("joint.weight").chunk(2)
+        both = torch.stack([state.pop("there"), state.pop("back")]) * 2
+        del state["unread"]
+        assert torch.equal(state["moved"], torch.ones(1, 2, 2))  # values are there to be looked at
+        moved = state["moved"].flatten(1).reshape(2, 2)
+        return {**state, "query": query, "key": key, "both": both, "moved": moved, "own": self.own}
+
+
+def test_the_key_map_tells_apart_what_became_of_an_entry() -> None:
+    official = {
+        "kept": torch.ones(2, 2),
+        "old": torch.ones(1, 2, 2),
+        "joint.weight": torch.ones(4, 2),
+        "there": torch.ones(2),
+        "back": torch.ones(2),
+        "unread": torch.ones(1),
+    }
+    model = Rebuilding()
+    assert key_map(model, {"state_dict": official}) == [
+        Key("kept", "kept", "same"),
+        Key("old", "moved", "renamed"),
+        Key("joint.weight", "query", "split"),
+        Key("joint.weight", "key", "split"),
+        Key("there", "both", "joined"),
+        Key("back", "both", "joined"),
+        Key("unread", None, "dropped"),
+        Key(None, "own", "own"),
+        Key(None, "unfilled", "missing"),
+    ]
+    assert not model.kept.any(), "a map loads nothing"
+
+
+def test_weights_that_do_not_fit_are_mapped_as_far_as_they_go() -> None:
+    state = released()
+    del state["last.bias"]
+    lines = key_map(Renaming(), {**state, "extra": torch.zeros(1)})
+    assert Key("last.weight", "head.weight", "renamed") in lines
+    assert Key("extra", "extra", "unexpected") in lines
+    assert Key(None, "head.bias", "missing") in lines

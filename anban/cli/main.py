@@ -7,7 +7,22 @@ from typing import NoReturn
 
 import typer
 
-from anban.cli import check, doctor, evaluate, predict, profile, recipes, report, run, runs, study
+from anban.cli import (
+    check,
+    data,
+    doctor,
+    draw,
+    evaluate,
+    formulas,
+    keys,
+    predict,
+    profile,
+    recipes,
+    report,
+    run,
+    runs,
+    study,
+)
 from anban.cli import env as env_verb
 
 app = typer.Typer(
@@ -30,7 +45,11 @@ app.command("study")(study.study)
 app.command("report")(report.report)
 app.add_typer(runs.app, name="runs")
 app.command("profile")(profile.profile)
+app.command("draw")(draw.draw)
+app.command("keys")(keys.keys)
+app.command("formulas")(formulas.formulas)
 app.command("doctor")(doctor.doctor)
+app.command("data")(data.data)
 app.command("env")(env_verb.env)
 
 

@@ -9,6 +9,8 @@ Shapes, in every function here:
 All arithmetic is float32, whatever the autocast state: sums over 10^5 pixels do not fit bfloat16. All are finite,
 with finite gradients, for logits of +-1e4 and for targets of a single class. A batch in which no pixel counts costs 0.
 Shapes that do not match raise ValueError.
+
+Each function has its formula in its docstring, where `anban formulas` finds it; the package's has the notation.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 
 def bce(logit: Tensor, target: Tensor, *, valid: Tensor | None = None, pos_weight: Positive = 1.0) -> Tensor:
-    """Binary cross entropy, mean over the counted pixels.
+    r"""Binary cross entropy, mean over the counted pixels.
+
+    Formula: $\frac{1}{N} \sum_i \left[ -w y_i \log p_i - (1 - y_i) \log(1 - p_i) \right]$; $w$ = pos_weight.
 
     Args:
         pos_weight: factor on the positive pixels; the mean is still taken over the number of pixels, as in torch.
@@ -47,7 +51,10 @@ def weighted_bce(
     valid: Tensor | None = None,
     class_weights: tuple[NotNegative, NotNegative] | None = None,
 ) -> Tensor:
-    """Class-weighted binary cross entropy: sum(w * cost) / sum(w), so a common factor of the weights changes nothing.
+    r"""Class-weighted binary cross entropy, in which a common factor of the weights changes nothing.
+
+    Formula: $\frac{\sum_i w_{y_i} \mathrm{BCE}_i}{\sum_i w_{y_i}}$; $(w_0, w_1)$ = class_weights (None: $w_c = 1 / N_c$,
+    $N_c$ being the number of pixels of class $c$ in the batch).
 
     Args:
         class_weights: weights of a (negative, positive) pixel. None balances the classes of this batch: every class
@@ -76,7 +83,10 @@ def focal(
     gamma: NotNegative = 2.0,
     alpha: Fraction | None = 0.25,
 ) -> Tensor:
-    """Focal loss, mean over the counted pixels: -alpha_t (1 - p_t)^gamma log p_t.
+    r"""Focal loss, mean over the counted pixels.
+
+    Formula: $\frac{1}{N} \sum_i \alpha_{y_i} (1 - q_i)^\gamma \mathrm{BCE}_i$, where $q_i$ is $p_i$ for $y_i = 1$ and $1 - p_i$
+    for $y_i = 0$; $\gamma$ = gamma, $\alpha_1 = 1 - \alpha_0$ = alpha (None: $\alpha_0 = \alpha_1 = 1$).
 
     Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3. The detector there divides by the number of
     positive anchors; a dense map has no anchors, so this is a mean over pixels.
@@ -104,7 +114,10 @@ def dice(
     per_image: bool = True,
     empty: Literal["area", "smooth", "skip"] = "area",
 ) -> Tensor:
-    """Soft Dice loss: 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), p the sigmoid of the logit.
+    r"""Soft Dice loss.
+
+    Formula: $1 - \frac{2 \sum_i p_i y_i + s}{\sum_i p_i + \sum_i y_i + s}$, with per_image the mean of it over the images, in
+    which one without a positive pixel costs its mean $p_i$ if empty is area; $s$ = smooth.
 
     Milletari et al. 2016, "V-Net", section 3, without the squares in the denominator.
 
@@ -112,7 +125,7 @@ def dice(
         smooth: in pixels.
         per_image: one ratio per image, then the mean over images with a counted pixel; else one ratio for the batch.
         empty: what a mask without a positive pixel costs, as t = 0 leaves no overlap to measure.
-            "area": the mean of p, 0 for an empty prediction, and every false positive is pushed down alike.
+            "area": the mean of $p$, 0 for an empty prediction, and every false positive is pushed down alike.
             "smooth": the formula as it stands; 0 for an empty prediction too, but its slope falls with the square of
             the predicted area, so large false alarms are hardly corrected.
             "skip": 0, whatever is predicted: false alarms are free and the image still counts in the mean.
@@ -139,7 +152,10 @@ def swbce(
     valid: Tensor | None = None,
     degenerate: Literal["bce", "published"] = "bce",
 ) -> Tensor:
-    """Self-adaptive weighted binary cross entropy: each class is weighted by the IoU of the other one.
+    r"""Self-adaptive weighted binary cross entropy: each class is weighted by the IoU of the other one.
+
+    Formula: $\frac{1}{N} \sum_i w_{y_i} \mathrm{BCE}_i$, where $w_0 = \frac{TP}{TP + FP + FN}$ and
+    $w_1 = \frac{TN}{TN + FP + FN}$ are counted in the batch, predicted at a probability of 0.5.
 
     With the batch predicted at probability 0.5, a negative pixel weighs TP / (TP + FP + FN), the IoU of the positive
     class, and a positive pixel weighs TN / (TN + FP + FN), the IoU of the negative class; the result is the mean of

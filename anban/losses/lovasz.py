@@ -17,7 +17,10 @@ from anban.losses.pixels import counted_mean, pixel_rows
 def lovasz_hinge(
     logit: Tensor, target: Tensor, *, valid: Tensor | None = None, per_image: bool = True
 ) -> Tensor:
-    """Binary Lovász hinge: errors are the hinge margins 1 - logit * (2 target - 1), negative ones cost nothing.
+    r"""Binary Lovász hinge: errors are hinge margins, and negative ones cost nothing.
+
+    Formula: $\sum_k \max(e_{(k)}, 0) \Delta_k$, where the errors $e_i = 1 - (2 y_i - 1) z_i$ are sorted downwards and
+    $\Delta_k$ is what the $k$-th of them adds to the Jaccard loss $1 - \mathrm{IoU}$; with per_image the mean of it over images.
 
     A mask without positives costs max(0, 1 + its largest logit): nothing once all logits are below -1, else the
     gradient reaches the worst pixel, which is what the extension gives (one false alarm already makes the IoU 0).
@@ -32,7 +35,10 @@ def lovasz_hinge(
 def lovasz_sigmoid(
     logit: Tensor, target: Tensor, *, valid: Tensor | None = None, per_image: bool = True
 ) -> Tensor:
-    """Lovász-Softmax of two classes, for the positive one: errors are |target - sigmoid(logit)|; within 0..1.
+    r"""Lovász-Softmax of two classes, for the positive one; within 0..1.
+
+    Formula: $\sum_k e_{(k)} \Delta_k$, where the errors $e_i = \lvert y_i - p_i \rvert$ are sorted downwards and $\Delta_k$
+    is what the $k$-th of them adds to the Jaccard loss $1 - \mathrm{IoU}$; with per_image the mean of it over images.
 
     A mask without positives costs its largest probability (the paper's code leaves absent classes out).
 

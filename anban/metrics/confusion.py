@@ -84,15 +84,19 @@ class ConfusionMatrix:
 
 
 def binary_scores(counts: ArrayLike) -> dict[str, Floats]:
-    """Scores of the positive class from counts (..., 4), each (...), fractions; NaN where a score is undefined.
+    r"""Scores of the positive class from counts (..., 4), each (...), fractions; NaN where a score is undefined.
 
-    precision  tp / (tp + fp)               undefined where nothing is predicted
-    recall     tp / (tp + fn)               undefined where nothing is there
-    f1         2 tp / (2 tp + fp + fn)      undefined where nothing is predicted and nothing is there
-    iou        tp / (tp + fp + fn)          likewise
-    oa         (tp + tn) / all              undefined without pixels
-    kappa      (po - pe) / (1 - pe)         undefined where pe = 1: label and prediction are one and the same class
-    miou       mean IoU of both classes     over the defined ones; undefined without pixels
+    Notation: $TP$, $FP$, $FN$ and $TN$ are summed over all pixels of a split before anything is divided, and $N$ is their sum.
+
+    Formula of precision: $\frac{TP}{TP + FP}$, undefined where nothing is predicted.
+    Formula of recall: $\frac{TP}{TP + FN}$, undefined where nothing is there.
+    Formula of f1: $\frac{2 TP}{2 TP + FP + FN}$, undefined where nothing is predicted and nothing is there.
+    Formula of iou: $\frac{TP}{TP + FP + FN}$, undefined where nothing is predicted and nothing is there.
+    Formula of oa: $\frac{TP + TN}{N}$, undefined without pixels.
+    Formula of kappa: $\frac{\mathrm{OA} - p_e}{1 - p_e}$, where $p_e = \frac{(TP + FP)(TP + FN) + (TN + FN)(TN + FP)}{N^2}$,
+    undefined where $p_e = 1$: label and prediction are one and the same class.
+    Formula of miou: $\frac{1}{2} \left( \frac{TP}{TP + FP + FN} + \frac{TN}{TN + FP + FN} \right)$, the mean over the defined ones of
+    the two; undefined without pixels.
 
     Counts may be fractional (weighted sums). They are float64 inside, exact to 9e15 pixels, and the products in kappa,
     which leave int64 at 3e9 pixels, keep 15 digits.

@@ -361,19 +361,20 @@ def latex_escape(text: str) -> str:
 
 
 def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
-    """Methods as rows in study order; precision, recall, F1, IoU, OA and Kappa with their spread over runs.
+    """Methods as rows; precision, recall, F1, IoU, OA and Kappa with their spread over runs.
 
+    Rows are in the order of the study, or in that of its groups, which then have a column.
     Where the study mixes protocols or data (see `open_study`) a column names each row's protocol and a note says so.
     Rows of `quoted` numbers come first, as oldest methods do.
     """
     mixed = bool(study.mixed)
-    columns = [Column("method", "Method"), Column("n", "n", "count")]
+    columns = [Column("method", "Method"), *_group_column(study), Column("n", "n", "count")]
     columns += [Column(name, SCORES[name], "number", "higher", 100.0) for name in COMPARED]
     if mixed:
         columns.append(Column("protocol", "Protocol"))
     rows = [_quoted_row(number, row) for number, row in enumerate(quoted)]
-    for arm in study.arms:
-        cells = {"method": Cell(arm.title), "n": Cell(len(arm.finished))}
+    for group, arm in study.rows:
+        cells = {"method": Cell(arm.title), "group": Cell(group), "n": Cell(len(arm.finished))}
         cells |= {name: score_cell(arm, name) for name in COMPARED}
         if mixed:
             cells["protocol"] = Cell(_protocols_of_arm(study, arm))
@@ -385,6 +386,10 @@ def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
             "† Not measured here: training, data and protocol may differ, so it is neither ranked nor tested.",
         )
     return ranked(Table("comparison", "Comparison", caption, tuple(columns), tuple(rows), notes))
+
+
+def _group_column(study: Study) -> list[Column]:
+    return [Column("group", "Group")] if study.groups else []
 
 
 def _quoted_row(number: int, row: Quoted) -> Row:
@@ -557,7 +562,7 @@ def efficiency_table(study: Study) -> Table:
     known = [text for text in conditions.values() if text]
     alike = len(set(known)) <= 1
     speed: Literal["higher", "lower"] | None = None
-    columns = [Column("method", "Method")]
+    columns = [Column("method", "Method"), *_group_column(study)]
     for key, title, better, scale in (
         ("parameters", "Params (M)", "lower", 1e-6),
         ("macs", "MACs (G)", "lower", 1e-9),
@@ -571,9 +576,11 @@ def efficiency_table(study: Study) -> Table:
     if not alike:
         columns.append(Column("conditions", "Measured with"))
     rows = []
-    for arm in study.arms:
-        cells = {"method": Cell(arm.title)}
-        cells |= {column.key: _efficiency_cell(arm, column.key) for column in columns[1:7]}
+    for group, arm in study.rows:
+        cells = {"method": Cell(arm.title), "group": Cell(group)}
+        cells |= {
+            column.key: _efficiency_cell(arm, column.key) for column in columns if column.kind == "number"
+        }
         if not alike:
             cells["conditions"] = Cell(conditions[arm.name] or None)
         rows.append(Row(arm.name, cells, {"conditions": conditions[arm.name]}))

@@ -190,6 +190,7 @@ class Study:
         split, protocol, metric: what the verdicts go by.
         base: name of the arm that the others are compared with.
         mixed: what is not alike in the runs (protocol, data, images) where mixing was asked for, as texts.
+        groups: group -> names of its arms, both in the order of tables.
     """
 
     id: str
@@ -201,6 +202,14 @@ class Study:
     base: str
     arms: tuple[Arm, ...]
     mixed: tuple[str, ...] = ()
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[tuple[str, Arm]]:
+        """Every arm with its group ("" for none) in the order of tables: by groups, then those in none."""
+        group_of = {name: group for group, names in self.groups.items() for name in names}
+        order = [*group_of, *(arm.name for arm in self.arms if arm.name not in group_of)]
+        return [(group_of.get(name, ""), self.arm(name)) for name in order]
 
     @property
     def runs(self) -> list[tuple[Arm, Run]]:
@@ -253,6 +262,7 @@ def load_study(path: Path | str) -> Study:
             metric=info["metric"],
             base=info["base"],
             arms=tuple(arms),
+            groups=info.get("groups") or {},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -373,3 +383,6 @@ def _check(study: Study, file: Path) -> None:
         raise InputError("two arms have the same name", where=file, expected="a name for each")
     if study.base not in names:
         raise InputError(f"the base {study.base!r} is no arm", where=file, expected=", ".join(names))
+    listed = [name for group in study.groups.values() for name in group]
+    if not set(listed) <= set(names):
+        raise InputError(f"the groups name what is no arm: {', '.join(listed)}", where=file)

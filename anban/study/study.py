@@ -11,6 +11,7 @@ A study file is YAML:
     set: {train.epochs: 10}              # keys set in every arm
     seeds: 2                             # 0 .. n-1, or a list
     compare: {split: test, protocol: whole, metric: f1}
+    groups: {CNN: [base, tinycd]}        # optional: tables name each arm's group and have their rows in this order
 
 Switches that are to be combined are `axes`. Every combination is an arm, called by its values joined by "-"; the one
 whose values are all empty is the base arm, so that `name` is not needed:
@@ -46,7 +47,16 @@ from anban.record import RunFolder, readable
 from anban.record.files import to_json, write_atomically
 
 FORMAT = "anban-study/1"
-_ONLY_STUDIES = {"question", "name", "arms", "axes", "set", "seeds", "compare"}  # a recipe has none of them
+_ONLY_STUDIES = {
+    "question",
+    "name",
+    "arms",
+    "axes",
+    "set",
+    "seeds",
+    "compare",
+    "groups",
+}  # a recipe has none of them
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class StudyFile:
     set: dict[str, Any] = field(default_factory=dict)
     seeds: Annotated[int, Ge(1)] | Annotated[list[int], Len(1)] = 3
     compare: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,7 @@ class Plan:
     arms: list[Arm]
     seeds: list[int]
     compare: dict[str, str]
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
 
 def study_files() -> dict[str, Path]:
@@ -117,7 +129,7 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
         metric: the score that decides where the study names none.
 
     Raises:
-        InputError: unknown study, key or recipe; two arms with the same effective configuration.
+        InputError: unknown study, key or recipe; two arms with the same effective configuration; groups of what is no arm.
     """
     files = study_files()
     path = files.get(name, Path(name))
@@ -139,6 +151,7 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
         recipe = load_recipe(own.recipe or given.base, [*common, *_as_overrides(own.set)])
         arms.append(Arm(str(arm_name), own.title or str(arm_name), recipe))
     _refuse_twins(arms, path)
+    _check_groups(given.groups, arms, path)
     asked = seeds if seeds is not None else given.seeds
     numbers = list(range(asked)) if isinstance(asked, int) else asked
     if len(set(numbers)) < len(numbers):
@@ -155,7 +168,8 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
                 raise InputError(f"The arm '{arm.name}' is not evaluated on {key} '{decides[key]}'.", where=path,
                                  expected=f"one of {', '.join(arm.recipe.config['eval'][place])}",
                                  do=f"set compare.{key}, or eval.{place} of the arm")  # fmt: skip
-    return Plan(identifier, given.title or identifier, given.question, base_name, arms, numbers, decides)
+    title = given.title or identifier
+    return Plan(identifier, title, given.question, base_name, arms, numbers, decides, given.groups)
 
 
 Keys = TypeVar("Keys", StudyFile, ArmFile, CompareFile)
@@ -245,6 +259,7 @@ def _write(file: Path, plan: Plan, results: Mapping[str, list[dict[str, Any]]]) 
         **plan.compare,
         "base": plan.base,
         "seeds": plan.seeds,
+        "groups": plan.groups,
         "arms": [
             {
                 "name": arm.name,
@@ -297,6 +312,16 @@ def _refuse_twins(arms: list[Arm], where: Path) -> None:
                              where=where, expected="at least one difference in effect",
                              do="remove one, or check that the changed key is used")  # fmt: skip
         seen[arm.recipe.hash] = arm.name
+
+
+def _check_groups(groups: Mapping[str, list[str]], arms: list[Arm], where: Path) -> None:
+    names = [arm.name for arm in arms]
+    listed = [name for members in groups.values() for name in members]
+    for name in listed:
+        if name not in names:
+            raise unknown("arm", name, names, f"{where}, key 'groups'")
+        if listed.count(name) > 1:
+            raise InputError(f"The arm '{name}' is listed twice.", where=f"{where}, key 'groups'")
 
 
 def _as_overrides(values: Mapping[str, Any]) -> Iterator[str]:

@@ -90,11 +90,18 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("network", sorted(MODELS))
+#: Networks whose resumption is shown in every run of the tests, each with what makes it small; `slow` shows the others.
+SHOWN = {"fc-ef": [], "tinycd": [], "bit": [], "stnet": ["model.dims=8", "model.depths=[1, 1, 1, 1]"]}
+
+
+@pytest.mark.parametrize(
+    "network", [n if n in SHOWN else pytest.param(n, marks=pytest.mark.slow) for n in sorted(MODELS)]
+)
 def test_a_killed_run_goes_on_bit_for_bit(network: str, tiny: list[str], tmp_path: Path) -> None:
     overrides = [
         *tiny,
         f"model=change/{network}",
+        *SHOWN.get(network, []),
         "train.iterations=6",
         "train.eval_every=4",
         "train.ema=0.9",

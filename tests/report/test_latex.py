@@ -1,4 +1,4 @@
-"""The LaTeX tables compile (`make test-latex`; needs pdflatex or tectonic)."""
+"""The LaTeX tables and formulas compile (`make test-latex`; needs pdflatex or tectonic)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,44 @@ from pathlib import Path
 import pytest
 from fake_study import DEMO
 
+from anban.cli.formulas import sections_of
+from anban.cli.formulas import to_latex as formulas_to_latex
 from anban.report.records import open_study
 from anban.report.tables import ablation_table, comparison_table, effects_table, efficiency_table, to_latex
 from anban.study.effects import effects
 from anban.study.quoted import Quoted, Source
+from anban.study.study import load_plan
 
 pytestmark = pytest.mark.latex
 
 DOCUMENT = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
-\usepackage{booktabs, amssymb}
+\usepackage{amsmath, booktabs, amssymb}
 \begin{document}
 %s
 \end{document}
 """
 
 
-def test_tables_compile(small: Callable[..., Path], tmp_path: Path) -> None:
+def compile_in(folder: Path, content: str) -> None:
     tool = shutil.which("pdflatex") or shutil.which("tectonic")
     assert tool, "neither pdflatex nor tectonic is installed"
+    (folder / "page.tex").write_text(DOCUMENT % content, encoding="utf-8")
+    options = [] if "tectonic" in tool else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run(
+        [tool, *options, "page.tex"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (folder / "page.pdf").stat().st_size > 1000
+
+
+def test_formulas_compile(tmp_path: Path) -> None:
+    methods = {arm.title: arm.recipe.config for arm in load_plan("change/comparison", []).arms}
+    compile_in(tmp_path, formulas_to_latex([*sections_of("change", methods), *sections_of("change")]))
+
+
+def test_tables_compile(small: Callable[..., Path], tmp_path: Path) -> None:
     arms = (replace(DEMO[0], title=r"100% \evil{name}_1 & $co ~ #2 ^ <x> [y]"), *DEMO[1:])
     study = open_study(small(arms))
     quoted = Quoted("BIT_1", "LEVIR-CD", {"f1": 0.9}, Source("A & B 2021", 2, arxiv="2103.00208"), "100% _ ^")
@@ -38,11 +56,4 @@ def test_tables_compile(small: Callable[..., Path], tmp_path: Path) -> None:
     made = [comparison_table(study, [quoted]), ablation_table(study), efficiency_table(study)]
     tables = [table for table in (*made, *map(effects_table, of_effects)) if table]
     assert len(tables) == 4
-    source = tmp_path / "tables.tex"
-    source.write_text(DOCUMENT % "\n".join(map(to_latex, tables)), encoding="utf-8")
-    options = [] if "tectonic" in tool else ["-interaction=nonstopmode", "-halt-on-error"]
-    done = subprocess.run(
-        [tool, *options, source.name], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert (tmp_path / "tables.pdf").stat().st_size > 1000
+    compile_in(tmp_path, "\n".join(map(to_latex, tables)))

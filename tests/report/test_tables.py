@@ -187,6 +187,25 @@ def test_comparison_shows_the_recorded_scores(study_file: Path) -> None:
                 assert row.cells[name].spread == pytest.approx(spread, abs=1e-9)
 
 
+def test_groups_order_the_methods_and_have_a_column(small: Callable[..., Path]) -> None:
+    file = small(DEMO)
+    names = [arm.name for arm in DEMO]
+    groups = {"last first": [names[-1]], "others": names[1:-1]}
+    edit_json(file, groups=groups)
+    study = open_study(file)
+    for table in (comparison_table(study), efficiency_table(study)):
+        assert [row.key for row in table.rows] == [names[-1], *names[1:-1], names[0]]
+        assert [column.title for column in table.columns[:2]] == ["Method", "Group"]
+        assert [row.cells["group"].value for row in table.rows] == [
+            "last first",
+            *["others"] * (len(names) - 2),
+            "",
+        ]
+    edit_json(file, groups={"none": ["nobody"]})
+    with pytest.raises(InputError, match="nobody"):
+        open_study(file)
+
+
 QUOTED = (
     Quoted("ChangeFormer", "LEVIR-CD", {"precision": 0.99, "f1": 0.98, "iou": 0.97},
            Source("Bandara and Patel 2022", 1, arxiv="2201.01293"), "256 px crops"),

@@ -103,6 +103,8 @@ def test_a_run_compared_with_itself_is_not_distinguishable(
         (("seeds: 2", "seeds: 2\ncompare: {metrc: f1}"), "did you mean 'compare.metric'"),
         (("seeds: 2", "seeds: 2\ncompare: {split: vall}"), "not evaluated on split 'vall'"),
         (("arms:", "set: [a]\narms:"), "study.set"),
+        (("arms:", "groups: {CNN: [plain, tinycdd]}\narms:"), "did you mean 'tinycd'"),
+        (("arms:", "groups: {CNN: [plain], other: [plain]}\narms:"), "'plain' is listed twice"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(file: Path, change: tuple[str, str], message: str) -> None:
@@ -110,6 +112,17 @@ def test_mistakes_are_refused_before_anything_runs(file: Path, change: tuple[str
     with pytest.raises(InputError) as error:
         load_plan(str(file), [])
     assert message in str(error.value)
+
+
+def test_groups_are_recorded(file: Path, tmp_path: Path) -> None:
+    file.write_text(f"{STUDY}groups: {{small: [tinycd], other: [plain, no-flip]}}")
+
+    def run(recipe: Recipe) -> RunFolder:
+        raise RuntimeError("not today")
+
+    study = load_study(run_study(load_plan(str(file), []), tmp_path, run))
+    rows = [(group, arm.name) for group, arm in study.rows]
+    assert rows == [("small", "tinycd"), ("other", "plain"), ("other", "no-flip")]
 
 
 AXES = """

@@ -11,6 +11,15 @@ from anban.tasks.change.data import common_size, overlaps
 from anban.tasks.change.labels import sniff_labels
 from anban.tasks.change.layouts import Pair, check_headers, find_layout, in_threads, scan
 
+SUMMARY = {
+    "pairs": ("Pairs", "count"),
+    "size": ("Size", "text"),
+    "labels": ("Labels", "text"),
+    "foreground": ("Changed pixels (%)", "percent"),
+    "unchanged": ("Pairs without change", "count"),
+}
+"""Key of a split's summary -> its title in a table, and whether it is a count, a text or a share shown in percent."""
+
 _MOST = 20  # findings of one kind per split; the rest is counted
 
 

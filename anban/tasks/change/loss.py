@@ -1,4 +1,9 @@
-"""The loss of a change network: named terms with weights, on one output or on several (deep supervision)."""
+r"""The loss of a change network: named terms with weights, on one output or on several (deep supervision).
+
+Notation: a network with two class scores enters the loss by their difference, change minus no change, as its logit, so that
+bce is the cross entropy of its softmax. One with the outputs $o_1, o_2, \dots$ is trained with
+$\sum_j \omega_j \mathcal{L}(o_j)$; the last $\omega_j$ given counts for all further outputs.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from anban.metrics import binary_scores, defined
 SELECT = "f1"
 CLASSES = ("no change", "change")
 COUNTS = ("tn", "fp", "fn", "tp")
+FORMULAS = binary_scores
+"""The function whose docstring has the formulas of the scores."""
 
 
 def counts(probability: Tensor, label: Tensor, threshold: float, *, valid: Tensor | None = None) -> Tensor:

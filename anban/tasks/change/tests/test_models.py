@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anban.errors import InputError
-from anban.official import load_official
+from anban.official import key_map, load_official
 from anban.tasks.change.golden import ADAPTERS
 from anban.tasks.change.models import MODELS
 from anban.tasks.change.models.bit import BIT, VARIANTS
@@ -73,8 +73,18 @@ def test_outputs_equal_the_official_ones(case: golden.Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_parameter_counts_equal_the_official_ones(case: golden.Case) -> None:
-    assert sum(parameter.numel() for parameter in of_case(case).parameters()) == case.data["params"]
+def test_parameters_are_the_official_ones_and_the_key_map_says_which(case: golden.Case) -> None:
+    model, official = of_case(case), case.weights()
+    assert sum(parameter.numel() for parameter in model.parameters()) == case.data["params"]
+    lines = key_map(model, official)
+    assert {line.official for line in lines} - {None} == official.keys()
+    assert {line.ours for line in lines} - {None} == model.state_dict().keys()
+    assert {line.how for line in lines} <= {"same", "renamed", "split", "dropped"}
+    for line in lines:
+        if line.official and line.ours and line.how in ("same", "renamed"):
+            assert torch.equal(model.state_dict()[line.ours].flatten(), official[line.official].flatten()), (
+                line
+            )
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

@@ -1,0 +1,73 @@
+"""`anban data`: the table that describes the data sets of a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from anban.report.tables import Table
+
+
+def data(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]DATA...", help="data folders; the table calls each by its name, or by NAME"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="folder for data.md, data.tex and data.csv")],
+    task: Annotated[str, typer.Option(help="what the data are for")] = "change",
+) -> None:
+    """Describe data sets from their files: pairs, sizes, label coding and classes of every split, in one table."""
+    import importlib
+
+    from anban.errors import InputError
+    from anban.recipe.schema import unknown
+    from anban.report.tables import WRITERS
+    from anban.tasks import task_names
+
+    if task not in task_names():
+        raise unknown("task", task, task_names(), "--task")
+    doctor = importlib.import_module(f"anban.tasks.{task}.doctor")
+    seen: dict[str, dict[str, Any]] = {}
+    for given in folders:
+        name, _, folder = given.rpartition("=")
+        name = name or Path(folder).absolute().name
+        if name in seen:
+            raise InputError(
+                f"Two data sets are called '{name}'.", where=folder, do="write NAME=FOLDER for one"
+            )
+        seen[name] = doctor.doctor(folder)
+        if not any(split["pairs"] for split in seen[name]["splits"].values()):
+            why = [finding["what"] for finding in seen[name]["findings"]] or ["no pairs found"]
+            raise InputError(why[0], where=folder, expected="pairs to describe", do=f"anban doctor {folder}")
+    table = _table(seen, doctor.SUMMARY)
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix, write in WRITERS.items():
+        (out / f"data.{suffix}").write_text(write(table), encoding="utf-8")
+    print(WRITERS["md"](table))
+
+
+def _table(seen: dict[str, dict[str, Any]], summary: dict[str, tuple[str, str]]) -> Table:
+    """A row per split of each data set; what the doctor found wrong stands below."""
+    from anban.report.tables import Cell, Column, Row, Table
+
+    kinds = {"percent": ("number", 100.0), "count": ("count", 1.0), "text": ("text", 1.0)}
+    columns = [Column("data", "Data set"), Column("split", "Split")]
+    for key, (title, kind) in summary.items():
+        columns.append(Column(key, title, kinds[kind][0], None, kinds[kind][1]))  # type: ignore[arg-type]
+    rows = []
+    for name, found in seen.items():
+        for split, values in found["splits"].items():
+            cells = {"data": Cell(name), "split": Cell(split)}
+            rows.append(Row(f"{name}/{split}", cells | {key: Cell(values[key]) for key in summary}))
+    notes = tuple(
+        f"{name}: {finding['what']}."
+        for name, found in seen.items()
+        for finding in found["findings"]
+        if finding["level"] in ("error", "warning")
+    )
+    return Table("data", "Data sets", "Counted from the files.", tuple(columns), tuple(rows), notes)

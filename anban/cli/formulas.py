@@ -1,0 +1,147 @@
+"""`anban formulas`: what the losses and scores of an experiment compute, for a paper's training details."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from anban.cli.recipes import Overrides
+
+if TYPE_CHECKING:
+    from anban.formulas import Formula
+
+
+class Section(NamedTuple):
+    """A heading, a paragraph, and named items; texts may hold inline LaTeX between dollars."""
+
+    title: str
+    text: str
+    items: list[tuple[str, str]]
+
+
+def formulas(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ID_OR_FILE]", help="a recipe, a study or a study file; all there are by default"
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for formulas.md and formulas.tex; printed by default")
+    ] = None,
+    task: Annotated[str, typer.Option(help="whose losses and scores, without ID_OR_FILE")] = "change",
+) -> None:
+    """Write the formulas of losses and scores, with the weights and parameters that a recipe or study gives them."""
+    from anban.recipe.schema import unknown
+    from anban.study.study import load_plan
+    from anban.tasks import task_names
+
+    if name is not None:
+        plan = load_plan(name, list(overrides or []))
+        task = plan.arms[0].recipe.task
+        sections = sections_of(task, {arm.title: arm.recipe.config for arm in plan.arms})
+    elif task in task_names():
+        sections = sections_of(task)
+    else:
+        raise unknown("task", task, task_names(), "--task")
+    if out is None:
+        print(to_markdown(sections), end="")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix, write in (("md", to_markdown), ("tex", to_latex)):
+        (out / f"formulas.{suffix}").write_text(write(sections), encoding="utf-8")
+        print(out / f"formulas.{suffix}")
+
+
+def sections_of(task: str, methods: dict[str, dict[str, Any]] | None = None) -> list[Section]:
+    """The losses and the scores of a task; with `methods` (title -> recipe) only the losses in use, and how."""
+    import importlib
+
+    from anban.formulas import formulas, notation
+    from anban.recipe.schema import pick
+    from anban.report.tables import SCORES
+
+    loss = importlib.import_module(f"anban.tasks.{task}.loss")
+    losses = loss.LOSSES
+    scores = importlib.import_module(f"anban.tasks.{task}.metric").FORMULAS
+    used = (
+        list(losses)
+        if methods is None
+        else [x for x in losses if any(x in m["loss"] for m in methods.values())]
+    )
+    functions = {term: pick(losses, term, "loss") for term in used}
+    packages = dict.fromkeys(function.__module__.rpartition(".")[0] for function in functions.values())
+    words = [notation(importlib.import_module(package).__doc__) for package in packages]
+    terms = {term: formulas(function.__doc__)[0] for term, function in functions.items()}
+    stated = [
+        (
+            term,
+            "; ".join(filter(None, (f"${_symbol(term)} = {formula.tex}${formula.remark}", formula.legend))),
+        )
+        for term, formula in terms.items()
+    ]
+    sections = [Section("Losses", " ".join(map(_sentence, words)), stated)]
+    if methods is not None:
+        text = _sentence(notation(loss.__doc__))
+        sections.insert(0, Section("Loss of each method", text, _of_methods(methods, terms)))
+    stated = [
+        (SCORES.get(formula.name, formula.name), f"${formula.tex}${formula.remark}")
+        for formula in formulas(scores.__doc__)
+    ]
+    return [*sections, Section("Scores", _sentence(notation(scores.__doc__)), stated)]
+
+
+def _of_methods(methods: dict[str, dict[str, Any]], terms: dict[str, Formula]) -> list[tuple[str, str]]:
+    """What each method is trained with; those with the same loss share an item."""
+    from anban.formulas import number
+
+    alike: dict[str, list[str]] = {}
+    for title, config in methods.items():
+        total, parameters = [], []
+        for term, arguments in config["loss"].items():
+            weight, own = arguments["weight"], {key: x for key, x in arguments.items() if key != "weight"}
+            total.append(_symbol(term) if weight == 1 else f"{number(weight)} {_symbol(term)}")
+            parameters += [f"{term}: {values}"] if (values := terms[term].values(own)) else []
+        if "supervision" in config:
+            parameters.append(rf"$\omega = {number([1, *config['supervision']['weights']])}$")
+        text = "; ".join([rf"$\mathcal{{L}} = {' + '.join(total)}$", *parameters])
+        alike.setdefault(text, []).append(title)
+    return [("; ".join(titles), text) for text, titles in alike.items()]
+
+
+def _symbol(term: str) -> str:
+    return rf"\mathcal{{L}}_{{\text{{{term}}}}}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def to_markdown(sections: Sequence[Section]) -> str:
+    """Headings of the second level, so that a page can take them in."""
+    parts = []
+    for section in sections:
+        items = "".join(f"- **{head}**: {text}\n" for head, text in section.items)
+        parts.append(f"## {section.title}\n\n{section.text}\n\n{items}")
+    return "\n".join(parts)
+
+
+def to_latex(sections: Sequence[Section]) -> str:
+    """Description lists under unnumbered headings."""
+    lines = [r"% needs \usepackage{amsmath}"]
+    for section in sections:
+        lines += [rf"\subsection*{{{section.title}}}", _latex(section.text), r"\begin{description}"]
+        lines += [rf"\item[{{{_latex(head)}}}] {_latex(text)}" for head, text in section.items]
+        lines.append(r"\end{description}")
+    return "\n".join(lines) + "\n"
+
+
+def _latex(text: str) -> str:
+    """Escape what stands outside of the dollars."""
+    from anban.report.tables import latex_escape
+
+    return "$".join(part if i % 2 else latex_escape(part) for i, part in enumerate(text.split("$")))
