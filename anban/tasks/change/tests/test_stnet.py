@@ -325,6 +325,15 @@ def test_a_convolution_has_no_bias_only_where_batch_norm_follows(norm: Any) -> N
         assert (convolution.bias is None) == isinstance(after, nn.BatchNorm2d)
 
 
+@pytest.mark.parametrize("decoder", [{"trunk": []}, {"trunk": [], "head": "shared-trunk"}])
+def test_without_blocks_between_input_and_output_nothing_is_added(decoder: dict[str, Any]) -> None:
+    with_c, without = (
+        versions.scores_of(versions.filled(small(decoder={**decoder, "add_input": on})))
+        for on in (True, False)
+    )
+    assert torch.equal(with_c, without)
+
+
 # ---- outputs ---------------------------------------------------------------------------------------------------------
 
 
