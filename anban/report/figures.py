@@ -306,11 +306,11 @@ def sheet(rows: Sequence[Scene], convention: str = DEFAULT_CONVENTION) -> Figure
             figure.text(
                 (side - point * 3) / total_w,
                 1 - (top + cell_h / 2) / total_h,
-                Path(row.name).stem,
+                stem := Path(row.name).stem,
                 rotation=90,
                 ha="right",
                 va="center",
-                fontsize=6,
+                fontsize=min(6, 72 * cell_h / dpi / (0.7 * len(stem))),  # a long name stays within its row
                 color=MUTED,
             )
             for c, tile in enumerate(row.tiles):
