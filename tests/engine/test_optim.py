@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
+from anban.engine import parallel
 from anban.engine.optim import adam, adamw, parameter_groups, sgd
+from anban.errors import InputError
 
 
 class Net(nn.Module):
@@ -45,3 +50,21 @@ def test_each_optimiser_is_torchs_own() -> None:
         assert {g["lr"] for g in optimizer.param_groups} == {0.5}
     assert sgd(Net(), momentum=0.7).param_groups[0]["momentum"] == 0.7
     assert adam(Net(), betas=(0.5, 0.9)).param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_new_layers_by_name() -> None:
+    net = Net()
+    groups = parameter_groups(net, 0.1, 0.0, 10.0, True, ["body.1"])
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert [rates[id(p)] for p in net.body[1].parameters()] == [1.0, 1.0]
+    assert rates[id(net.body[0].weight)] == rates[id(net.head.weight)] == 0.1
+    with pytest.raises(InputError, match=r"begins with 'neck'(.|\n)*body, head"):
+        sgd(net, new_layers=["neck"])
+
+
+@pytest.mark.parametrize(("processes", "rate"), [("same", 0.1), ("multiply", 0.4), ("divide", 0.025)])
+def test_the_rate_and_the_number_of_processes(
+    processes: Any, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: 4)
+    assert {g["lr"] for g in sgd(Net(), lr=0.1, processes=processes).param_groups} == {rate}

@@ -56,7 +56,9 @@ def test_values_know_where_they_come_from(base: Path) -> None:
         "nesterov": False,
         "weight_decay": 0.0,
         "new_layer_rate": 1.0,
+        "new_layers": None,
         "decay_norm_and_bias": False,
+        "processes": "same",
     }
     assert recipe.sources["optimizer.lr"] == "local/difference"
     assert recipe.sources["optimizer.momentum"] == "local/base"

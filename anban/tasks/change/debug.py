@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anban.tasks.change.data import ROLES
+from anban.data.scenes import ROLES
 from anban.tasks.change.demo import write_demo
 from anban.tasks.change.protocols import parse_protocol
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from anban.data.images import read_rgb
+from anban.data.scenes import check_headers, common_size, in_threads, overlaps
 from anban.errors import InputError
-from anban.tasks.change.data import common_size, overlaps
 from anban.tasks.change.labels import sniff_labels
-from anban.tasks.change.layouts import Pair, check_headers, find_layout, in_threads, scan
+from anban.tasks.change.layouts import Pair, find_layout, scan
 
 SUMMARY = {
     "pairs": ("Pairs", "count"),

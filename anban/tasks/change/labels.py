@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anban.data.images import LOSSY_SUFFIXES, read_label
+from anban.data.scenes import Scene, in_threads
 from anban.errors import InputError
-from anban.tasks.change.layouts import Pair, in_threads
 
 Coding = Literal["auto", "0/1", "0/255", "soft"]
 
@@ -58,7 +59,23 @@ def decode_label(values: NDArray[np.uint8], coding: str) -> NDArray[np.uint8]:
     return (values >= (1 if coding == "0/1" else THRESHOLD)).astype(np.uint8)
 
 
-def sniff_labels(pairs: Sequence[Pair], coding: Coding = "auto", *, needs_change: bool = True) -> LabelReport:
+def read_change(path: Path, coding: str) -> NDArray[np.uint8]:
+    """A label file as 0 no change, 1 change (H, W), uint8.
+
+    Raises:
+        InputError: a file that cannot be read, or whose values its coding does not have.
+    """
+    values = read_label(path)
+    if coding == "0/1" and values.max() > 1:
+        raise InputError(
+            f"value {values.max()} in a 0/1 label", where=path, do="the file changed since it was checked"
+        )
+    return decode_label(values, coding)
+
+
+def sniff_labels(
+    pairs: Sequence[Scene], coding: Coding = "auto", *, needs_change: bool = True
+) -> LabelReport:
     """Read every label of a split and say how change is coded; what could be two things is refused.
 
     Only 0 and 1: "0/1". Values close to 0 and 255: "0/255", read with a threshold of 128. Values all over the

@@ -15,16 +15,15 @@ case. The two dates and the label of a pair share a stem; their extensions may d
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from anban.data.images import SUFFIXES, Header, read_header
+from anban.data.images import SUFFIXES
+from anban.data.scenes import Scene, check_headers
 from anban.errors import InputError
 
 LayoutName = Literal["auto", "split-folders", "split-lists", "lists", "prefix", "flat"]
@@ -40,22 +39,18 @@ _ROOT_LIST = re.compile(
 )
 _PREFIX = re.compile(r"(train|val|test)[_-]")
 
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
 
 @dataclass(frozen=True)
-class Pair:
-    """One scene at two dates: `a` earlier, `b` later, `label` None where it is not needed.
+class Pair(Scene):
+    """One place at two dates: the first picture earlier, the second later; `name` is the file name of the first."""
 
-    `name` is the file name of `a`; `size` (height, width) in pixels, None until the headers were read.
-    """
+    @property
+    def a(self) -> Path:
+        return self.pictures[0]
 
-    name: str
-    a: Path
-    b: Path
-    label: Path | None
-    size: tuple[int, int] | None = None
+    @property
+    def b(self) -> Path:
+        return self.pictures[1]
 
 
 @dataclass(frozen=True)
@@ -217,44 +212,8 @@ def scan(layout: Layout, split: str, *, labels: bool = True) -> tuple[list[Pair]
     problems += _missing(stems, files, roles, list_file)
     complete = [stem for stem in stems if all(stem in found for found in files.values())]
     masks = files.get("label", {})
-    pairs = [Pair(files["a"][s].name, files["a"][s], files["b"][s], masks.get(s)) for s in complete]
+    pairs = [Pair(files["a"][s].name, (files["a"][s], files["b"][s]), masks.get(s)) for s in complete]
     return sorted(pairs, key=lambda pair: pair.name), problems
-
-
-def check_headers(pairs: Sequence[Pair]) -> tuple[list[Pair], list[InputError]]:
-    """Open every file: the fit pairs with their sizes filled in, and what is wrong with the others."""
-
-    def look(pair: Pair) -> Pair | InputError:
-        try:
-            return _with_size(pair)
-        except InputError as error:
-            return error
-
-    looked = in_threads(look, pairs)
-    return [x for x in looked if isinstance(x, Pair)], [x for x in looked if isinstance(x, InputError)]
-
-
-def in_threads(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:
-    """`function` of every item, in order; decoding and reading files let other threads run."""
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 2)) as pool:
-        return list(pool.map(function, items))
-
-
-def _with_size(pair: Pair) -> Pair:
-    headers: dict[Path, Header] = {pair.a: read_header(pair.a), pair.b: read_header(pair.b)}
-    if pair.label is not None:
-        headers[pair.label] = read_header(pair.label, label=True)
-    if len({header.size for header in headers.values()}) > 1:
-        sizes = ", ".join(
-            f"{path.parent.name}/{path.name} {h.size[1]}x{h.size[0]}" for path, h in headers.items()
-        )
-        raise InputError(
-            f"files of one pair differ in size (width x height): {sizes}",
-            where=pair.a,
-            expected="both dates and the label of the same size",
-            do="cut or resample them to one grid; they are not resized silently",
-        )
-    return replace(pair, size=headers[pair.a].size)
 
 
 def _subfolders(folder: Path) -> list[Path]:

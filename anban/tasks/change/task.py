@@ -16,23 +16,24 @@ import torch
 from annotated_types import Ge, Len
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
 
 from anban.data.draws import derive
 from anban.data.images import read_label, read_rgb
+from anban.data.scenes import SceneDataset, common_size
 from anban.data.tiles import pad_to_multiple
 from anban.errors import InputError
 from anban.metrics import SCORES
-from anban.recipe.schema import Arguments, Choice, Section, Share, construct, pick, unknown
-from anban.tasks.change.data import ROLES, ChangeData, ChangeDataset, common_size
-from anban.tasks.change.labels import decode_label
-from anban.tasks.change.layouts import Pair, find_layout, find_pairs
-from anban.tasks.change.loss import LOSS_SECTION, ChangeLoss, DeepSupervision, margin
+from anban.recipe.schema import Arguments, Choice, Section, Share
+from anban.tasks.change.data import ChangeData
+from anban.tasks.change.layouts import Pair, find_pairs
+from anban.tasks.change.loss import LOSS_SECTION, margin
 from anban.tasks.change.metric import CLASSES, COUNTS, SELECT, counts, sample_record, score
 from anban.tasks.change.models import MODELS
 from anban.tasks.change.protocols import apply_protocol, parse_protocol
-from anban.tasks.change.transforms import AUGMENT_SECTION, build_augment
-from anban.tasks.contract import LOOP_SECTIONS, Diverged, Symptom, Task
+from anban.tasks.change.transforms import AUGMENT_SECTION
+from anban.tasks.contract import LOOP_SECTIONS, Diverged, Symptom
+from anban.tasks.scenes import SceneTask
+from anban.tasks.supervision import DeepSupervision, SupervisedLoss
 
 NETWORKS = {f"change/{name}": address for name, address in MODELS.items()}
 
@@ -41,7 +42,7 @@ SECTIONS: dict[str, Section] = {
     "augment": AUGMENT_SECTION,
     "model": Choice(NETWORKS),
     "loss": LOSS_SECTION,
-    "supervision": Arguments("anban.tasks.change.loss:DeepSupervision"),
+    "supervision": Arguments("anban.tasks.supervision:DeepSupervision"),
     **LOOP_SECTIONS,
     "eval": Arguments("anban.tasks.change.task:Evaluation"),
 }
@@ -73,72 +74,23 @@ class Evaluation:
             known[name] = protocol
 
 
-class ChangeTask(Task):
+class ChangeTask(SceneTask):
     """The change-detection task as the loop sees it."""
 
     select = SELECT
     scores = SCORES
     scale = 100.0
+    networks = NETWORKS
+    augments = AUGMENT_SECTION
+    data: ChangeData
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
         self.data = ChangeData(**config["data"])
-        self.criterion = ChangeLoss(config["loss"], DeepSupervision(**config["supervision"]))
+        supervision = DeepSupervision(**config["supervision"])
+        self.criterion = SupervisedLoss(config["loss"], LOSS_SECTION, supervision, margin)
         self.evaluation = Evaluation(**config["eval"])
         parse_protocol(config["train"]["validate"])
-
-    def check_data(self) -> dict[str, Any]:
-        report = self.data.check()
-        self._check_training_sizes()
-        for split in self.evaluation.splits:
-            self._check_evaluated(split)
-        return report
-
-    def _check_training_sizes(self) -> None:
-        augment = self.config["augment"]
-        # A step from elsewhere may well bring all samples to one size.
-        stackable = any(name in ("crop", "resize") or ":" in name for name in augment)
-        if "train" not in self.data.roles or self.data.tile is not None or stackable:
-            return
-        pairs = self.data.pairs("train")
-        if common_size(pairs) == "mixed":
-            sizes = sorted({f"{pair.size[0]}x{pair.size[1]}" for pair in pairs if pair.size})
-            raise InputError(f"The training scenes differ in size: {', '.join(sizes[:8])}.", where=self.data.root,
-                             expected="scenes of one size, which can be stacked to a batch",
-                             do="add augment.crop.size or data.tile")  # fmt: skip
-
-    def _check_evaluated(self, split: str) -> None:
-        try:
-            self.data.pairs(split)
-        except InputError as error:
-            if split in ROLES:
-                raise InputError(error.what, where=f"eval.splits ({split})", expected=error.expected,
-                                 do=f"set data.{split}, or take it out of eval.splits") from None  # fmt: skip
-            found = find_layout(self.data.root, self.data.layout).splits
-            if split in found or split.endswith(".txt"):
-                raise
-            raise unknown("split", split, {*self.data.roles, *found}, "eval.splits") from None
-        self.data.label_report(split)
-
-    def has_split(self, split: str) -> bool:
-        """Whether a split may be asked for: a role that the recipe sets to null may not."""
-        return split not in ROLES or split in self.data.roles
-
-    def build_networks(self) -> None:
-        arguments = dict(self.config["model"])
-        network: nn.Module = construct(pick(NETWORKS, arguments.pop("name"), "model.name"), arguments)
-        self.modules["model"] = network
-
-    def training_data(self) -> Dataset[Any]:
-        augment = build_augment(self.config["augment"])
-        return self.data.dataset("train", augment, self.config["seed"], tiled=True)
-
-    def evaluation_data(self, split: str) -> Dataset[Any]:
-        return self.data.dataset(split)
-
-    @staticmethod  # it is sent to worker processes, without the task and its networks
-    def collate(samples: Sequence[Any]) -> Any:
-        return default_collate(list(samples))
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return self.criterion(self.forward["model"](batch["a"], batch["b"]), batch["label"])
@@ -194,7 +146,7 @@ class ChangeTask(Task):
 
     def stamp(self, protocol: str, split: str) -> dict[str, Any]:
         parsed = parse_protocol(protocol)
-        return parsed.to_dict(split, common_size(self.data.pairs(split)), self.evaluation.threshold) | {
+        return parsed.to_dict(split, common_size(self.data.scenes(split)), self.evaluation.threshold) | {
             "classes": list(CLASSES)
         }
 
@@ -203,7 +155,7 @@ class ChangeTask(Task):
     def shown(self, split: str) -> list[int]:
         """Scenes with change, evenly spread over the split's list: the same for every run on the same data."""
         empty = set(self.data.label_report(split).empty)
-        pairs = self.data.pairs(split)
+        pairs = self.data.scenes(split)
         changed = [i for i, pair in enumerate(pairs) if pair.name not in empty] or list(range(len(pairs)))
         count = min(self.evaluation.shown, len(changed))
         return [changed[i * len(changed) // count] for i in range(count)]
@@ -212,7 +164,7 @@ class ChangeTask(Task):
         listed = []
         for number, probability in shown:
             a, b, label = self._scene(split, number)
-            name = self.data.pairs(split)[number].name
+            name = self.data.scenes(split)[number].name
             place = folder / "samples" / Path(name).stem
             place.mkdir(parents=True, exist_ok=True)
             pictures = {"a": a, "b": b, "label": 255 * label, "probability": probability}
@@ -244,7 +196,9 @@ class ChangeTask(Task):
         """
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config["train"]["precision"])
         for place, pair in self._unlabelled(inputs):
-            dataset = ChangeDataset([pair], "0/255", mean=self.data.mean, std=self.data.std)
+            dataset = SceneDataset(
+                [pair], read_label, inputs=self.data.inputs, mean=self.data.mean, std=self.data.std
+            )
             batch = self.collate([dataset[0]])
             a, b = (batch[date].to(device) for date in ("a", "b"))
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -266,7 +220,7 @@ class ChangeTask(Task):
             if a.shape != b.shape:
                 raise InputError(f"The two dates are {a.shape[:2]} and {b.shape[:2]} pixels.", where=files[1],
                                  expected="two pictures of one size")  # fmt: skip
-            return [("", Pair(files[1].name, files[0], files[1], None, a.shape[:2]))]
+            return [("", Pair(files[1].name, (files[0], files[1]), None, a.shape[:2]))]
         if files:
             raise InputError(f"Found {len(files)} files among {len(inputs)} inputs.", where=files[0],
                              expected="two pictures A B, or folders that hold A and B")  # fmt: skip
@@ -280,10 +234,9 @@ class ChangeTask(Task):
 
     def _scene(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Both dates (H, W, 3) uint8 and the label (H, W) of 0 and 1."""
-        pair = self.data.pairs(split)[number]
+        pair = self.data.scenes(split)[number]
         assert pair.label is not None
-        label = decode_label(read_label(pair.label), self.data.label_report(split).coding)
-        return read_rgb(pair.a), read_rgb(pair.b), label
+        return read_rgb(pair.a), read_rgb(pair.b), self.data.label_reader(split)(pair.label)
 
     def example(self) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(derive("example"))

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from anban.data.augment import build_augment
 from anban.errors import InputError
 from anban.recipe.schema import Arguments, bind
 from anban.tasks.change.data import ChangeData
 from anban.tasks.change.doctor import doctor
 from anban.tasks.change.labels import decode_label, sniff_labels
 from anban.tasks.change.layouts import Pair, find_layout, find_pairs, list_splits
-from anban.tasks.change.transforms import build_augment
+from anban.tasks.change.transforms import AUGMENT_SECTION
 
 SIDE = 16
 FAMILIES = [
@@ -388,7 +389,7 @@ def labelled(folder: Path, labels: list[np.ndarray], suffix: str = ".png") -> li
     for number, label in enumerate(labels):
         path = folder / f"{number}{suffix}"
         Image.fromarray(label).save(path)
-        pairs.append(Pair(path.name, path, path, path))
+        pairs.append(Pair(path.name, (path, path), path))
     return pairs
 
 
@@ -510,7 +511,7 @@ def test_overlap_may_be_meant(tmp_path: Path) -> None:
 def test_roles_limit_and_bad_options(tmp_path: Path) -> None:
     write_splits(tmp_path)
     data = ChangeData(str(tmp_path), train="train", val=None, test="val", limit=2)
-    assert [pair.name for pair in data.pairs("train")] == ["00.png", "02.png"]
+    assert [pair.name for pair in data.scenes("train")] == ["00.png", "02.png"]
     assert data.check()["splits"] == {"train": 2, "test": 2}
     with pytest.raises(InputError, match=r"data\.tile_overlap"):
         ChangeData(str(tmp_path), tile=8, tile_overlap=8)
@@ -518,14 +519,14 @@ def test_roles_limit_and_bad_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)data\.std\.2.*above 0"):
         bind(section, {"data": {"root": "x", "std": [1, 1, 0]}})
     with pytest.raises(InputError, match=r"(?s)'val' is left out: data\.val is null.*train, test"):
-        data.pairs("val")
+        data.scenes("val")
 
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_sample_is_what_lies_on_disk(tmp_path: Path, cache: bool) -> None:
     write_splits(tmp_path)
     data = ChangeData(str(tmp_path), mean=(0.5, 0.25, 0), std=(0.5, 1, 2), cache=cache)
-    sample = data.dataset("test", build_augment({"flip": {"horizontal": 1.0}}))[1]
+    sample = data.dataset("test", build_augment({"flip": {"horizontal": 1.0}}, AUGMENT_SECTION))[1]
     raw = np.array(Image.open(tmp_path / "test/B/01.png")).transpose(2, 0, 1) / 255
     expected = (raw - np.array([0.5, 0.25, 0])[:, None, None]) / np.array([0.5, 1, 2])[:, None, None]
     np.testing.assert_allclose(sample["b"].numpy(), expected, atol=1e-6)
@@ -566,7 +567,7 @@ EVERYTHING = {
 
 
 def samples(data: ChangeData, epoch: int, workers: int, seed: int = 0) -> list[dict]:
-    dataset = data.dataset("train", build_augment(EVERYTHING), seed=seed)
+    dataset = data.dataset("train", build_augment(EVERYTHING, AUGMENT_SECTION), seed=seed)
     keys = [(epoch, index) for index in range(len(dataset))]
     context = "fork" if workers else None
     loader = DataLoader(
@@ -593,7 +594,9 @@ def test_same_samples_from_any_number_of_workers_and_other_ones_each_epoch(tmp_p
 
 def test_augmentation_leaves_the_cache_and_the_outside_generators_alone(tmp_path: Path) -> None:
     write_splits(tmp_path)
-    dataset = ChangeData(str(tmp_path), cache=True).dataset("train", build_augment(EVERYTHING))
+    dataset = ChangeData(str(tmp_path), cache=True).dataset(
+        "train", build_augment(EVERYTHING, AUGMENT_SECTION)
+    )
     before = dataset[0]
     torch.manual_seed(5)
     expected = torch.rand(3)

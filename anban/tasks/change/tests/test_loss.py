@@ -12,9 +12,14 @@ import torch.nn.functional as F
 from anban.errors import InputError
 from anban.losses import bce, dice
 from anban.recipe.schema import Arguments, bind
-from anban.tasks.change.loss import LOSSES, ChangeLoss, DeepSupervision, margin
+from anban.tasks.change.loss import LOSS_SECTION, LOSSES, margin
+from anban.tasks.supervision import DeepSupervision, SupervisedLoss
 
 LN2 = math.log(2)
+
+
+def change_loss(terms, deep=None):
+    return SupervisedLoss(terms, LOSS_SECTION, deep, margin)
 
 
 def drawn(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +32,7 @@ def drawn(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_address_leads_to_a_loss(name):
     module, attribute = LOSSES[name].split(":")
     logit, label = drawn()
-    total, parts = ChangeLoss({name: {}})(logit, label)
+    total, parts = change_loss({name: {}})(logit, label)
     assert torch.equal(total, getattr(import_module(module), attribute)(logit, label))
     assert parts.keys() == {name}
 
@@ -35,7 +40,7 @@ def test_every_address_leads_to_a_loss(name):
 def test_parts_add_up_to_the_total():
     logit, label = drawn()
     logit.requires_grad_()
-    loss = ChangeLoss({"bce": {"weight": 0.5, "pos_weight": 2.0}, "dice": {"smooth": 3.0}, "focal": None})
+    loss = change_loss({"bce": {"weight": 0.5, "pos_weight": 2.0}, "dice": {"smooth": 3.0}, "focal": None})
     total, parts = loss(logit, label)
     assert list(parts) == ["bce", "dice"]
     assert torch.allclose(parts["bce"], 0.5 * bce(logit, label, pos_weight=2.0))
@@ -50,7 +55,7 @@ def test_parts_add_up_to_the_total():
 def test_two_class_scores_cost_what_cross_entropy_says():
     scores = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     _, label = drawn()
-    total, _ = ChangeLoss({"bce": {}})(scores, label)
+    total, _ = change_loss({"bce": {}})(scores, label)
     assert torch.allclose(total, F.cross_entropy(scores, label.long()))
     assert torch.allclose(margin(scores).sigmoid(), scores.softmax(1)[:, 1:])
 
@@ -75,7 +80,7 @@ def test_outputs_are_weighted_and_the_last_weight_is_repeated():
     label = torch.ones(1, 8, 8, dtype=torch.uint8)
 
     def total(deep: DeepSupervision | None) -> float:
-        return ChangeLoss({"bce": {"weight": 2.0}}, deep)(outputs, label)[0].item()
+        return change_loss({"bce": {"weight": 2.0}}, deep)(outputs, label)[0].item()
 
     assert total(None) == pytest.approx(2 * 4 * LN2)
     assert total(DeepSupervision(weights=[0.5])) == pytest.approx(2 * 2.5 * LN2)
@@ -86,16 +91,16 @@ def test_outputs_are_weighted_and_the_last_weight_is_repeated():
 
 def test_one_output_needs_no_list():
     logit, label = drawn()
-    loss = ChangeLoss({"bce": {}}, DeepSupervision(weights=[3.0]))
+    loss = change_loss({"bce": {}}, DeepSupervision(weights=[3.0]))
     assert torch.equal(loss(logit, label)[0], loss([logit], label)[0])
 
 
 def test_logits_are_enlarged_or_the_label_is_reduced():
     small, label = drawn(size=4)
-    total, _ = ChangeLoss({"bce": {}})(small, label)
+    total, _ = change_loss({"bce": {}})(small, label)
     large = F.interpolate(small, (8, 8), mode="bilinear", align_corners=False)
     assert torch.allclose(total, bce(large, label))
-    total, _ = ChangeLoss({"bce": {}}, DeepSupervision(resize="label"))(small, label)
+    total, _ = change_loss({"bce": {}}, DeepSupervision(resize="label"))(small, label)
     assert torch.allclose(total, bce(small, label[:, 1::2, 1::2]))
 
 
@@ -104,7 +109,7 @@ def test_uncounted_pixels(resize):
     logit, label = drawn()
     valid = torch.zeros(2, 8, 8, dtype=torch.bool)
     valid[:, :4] = True
-    loss = ChangeLoss({"bce": {}}, DeepSupervision(resize=resize))
+    loss = change_loss({"bce": {}}, DeepSupervision(resize=resize))
     assert torch.allclose(loss(logit, label, valid=valid)[0], bce(logit[:, :, :4], label[:, :4]))
     other = logit.clone()
     other[:, :, 6:] = 100.0  # far enough from the border not to be blended across it
@@ -114,21 +119,21 @@ def test_uncounted_pixels(resize):
 
 def test_refused():
     with pytest.raises(InputError, match="did you mean 'dice'"):
-        ChangeLoss({"dicee": {}})
+        change_loss({"dicee": {}})
     with pytest.raises(InputError, match=r"loss\.bce\.pos_wieght(.|\n)*did you mean 'loss.bce.pos_weight'"):
-        ChangeLoss({"bce": {"pos_wieght": 2.0}})
+        change_loss({"bce": {"pos_wieght": 2.0}})
     with pytest.raises(InputError, match=r"loss\.bce\.valid"):
-        ChangeLoss({"bce": {"valid": None}})
+        change_loss({"bce": {"valid": None}})
     for weight in (-1.0, math.nan, math.inf, "1", True):
         with pytest.raises(InputError, match=r"loss\.bce\.weight"):
-            ChangeLoss({"bce": {"weight": weight}})
+            change_loss({"bce": {"weight": weight}})
     for terms in ({}, {"bce": None}):
         with pytest.raises(InputError, match="no loss term"):
-            ChangeLoss(terms)
-    section = {"supervision": Arguments("anban.tasks.change.loss:DeepSupervision")}
+            change_loss(terms)
+    section = {"supervision": Arguments("anban.tasks.supervision:DeepSupervision")}
     with pytest.raises(InputError, match="at least 0"):
         bind(section, {"supervision": {"weights": [-0.5]}})
     with pytest.raises(InputError, match="one of label, logits"):
         bind(section, {"supervision": {"resize": "both"}})
     with pytest.raises(ValueError, match="no output"):
-        ChangeLoss({"bce": {}})([], torch.zeros(1, 2, 2))
+        change_loss({"bce": {}})([], torch.zeros(1, 2, 2))

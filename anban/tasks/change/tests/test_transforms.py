@@ -10,10 +10,11 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
+from anban.data.augment import build_augment
 from anban.data.draws import derive, drawing_from
 from anban.errors import InputError
 from anban.tasks.change.protocols import Protocol, apply_protocol, parse_protocol
-from anban.tasks.change.transforms import AUGMENTS, build_augment
+from anban.tasks.change.transforms import AUGMENT_SECTION, AUGMENTS
 
 GEOMETRY: dict[str, dict[str, Any]] = {
     "flip": {"horizontal": 0.5, "vertical": 0.5},
@@ -45,7 +46,7 @@ def blocks(height: int = 24, width: int = 24, seed: int = 0) -> np.ndarray:
 
 def drawn(config: dict[str, Any], sample: dict[str, Any], epoch: int) -> dict[str, Any]:
     with drawing_from(derive(0, "augment", epoch, 0)):
-        return build_augment(config)(sample)
+        return build_augment(config, AUGMENT_SECTION)(sample)
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
@@ -149,9 +150,9 @@ def test_rotation_keeps_the_shape_of_a_picture_that_is_not_square() -> None:
 
 
 def test_order_is_the_table_s_and_null_removes() -> None:
-    augment = build_augment({"erase": {}, "flip": {}, "swap": None, "crop": {"size": 8}})
+    augment = build_augment({"erase": {}, "flip": {}, "swap": None, "crop": {"size": 8}}, AUGMENT_SECTION)
     assert list(augment.steps) == ["crop", "flip", "erase"]
-    assert build_augment({}).steps == {}
+    assert build_augment({}, AUGMENT_SECTION).steps == {}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_order_is_the_table_s_and_null_removes() -> None:
 )
 def test_wrong_sections_are_refused(config: dict[str, Any], fragments: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        build_augment(config)
+        build_augment(config, AUGMENT_SECTION)
     for fragment in fragments:
         assert fragment in str(caught.value)
 
