@@ -33,7 +33,7 @@ FLOORS: dict[str, set[str]] = {
         "tasks/scenes",
         "tasks/supervision",
     },
-    "tasks": set(),
+    "tasks": {"recipe"},
     "engine": {"recipe", "record", "data", "ssm", "tasks/contract", "tasks"},
     "study": {"recipe", "record", "metrics"},
     "report": {"record", "study"},

@@ -98,9 +98,8 @@ class Recipe:
 @cache
 def recipe_files() -> dict[str, Path]:
     """Every known recipe: id -> file, from `anban/tasks/<task>/recipes/` and from plug-ins' `recipes/`."""
-    roots = {
-        p.parent.name: p for p in sorted(Path(anban.__file__).parent.glob("tasks/*/recipes")) if p.is_dir()
-    }
+    folders = sorted(Path(anban.__file__).parent.glob("tasks/*/recipes"))
+    roots = {prefix(p.parent.name): p for p in folders if p.is_dir()}
     for name, package in schema.plugins().items():
         if name in roots:
             raise InputError(f"The plug-in '{name}' ({package}) has the name of a task of ours.",
@@ -109,20 +108,26 @@ def recipe_files() -> dict[str, Path]:
         for location in (spec.submodule_search_locations or []) if spec else []:
             roots[name] = Path(location) / "recipes"
     files: dict[str, Path] = {}
-    for prefix, folder in roots.items():
+    for head, folder in roots.items():
         for file in sorted(folder.rglob("*.yaml")):
-            if (twin := files.get(f"{prefix}/{file.stem}")) is not None:
-                raise InputError(f"Two recipes are called {prefix}/{file.stem}.", where=f"{twin} and {file}")
-            files[f"{prefix}/{file.stem}"] = file
+            if (twin := files.get(f"{head}/{file.stem}")) is not None:
+                raise InputError(f"Two recipes are called {head}/{file.stem}.", where=f"{twin} and {file}")
+            files[f"{head}/{file.stem}"] = file
     return files
 
 
 def list_recipes(task: str | None = None) -> Iterator[dict[str, Any]]:
-    """One description per recipe on disk (id, task, base, title, note, recorded); imports and builds nothing."""
+    """One description per recipe on disk (id, task, base, title, note, recorded); imports and builds nothing.
+
+    Args:
+        task: only those of this task, by its name or the prefix of its ids.
+    """
+    of_prefix = {prefix(name): name for name in known_tasks()}
     for identifier, file in recipe_files().items():
         content = yamlfile.read(file)
-        found = content.get("task") or identifier.split("/")[0]
-        if task is None or found == task:
+        name = identifier.split("/")[0]
+        found = content.get("task") or of_prefix.get(name, name)
+        if task is None or task in (found, name):
             yield {"id": identifier, "task": found} | {
                 key: content.get(key) for key in ("base", "title", "note", "recorded", "original", "decision")
             }
@@ -277,12 +282,21 @@ def _compose(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], 
 @cache
 def task_sections(task: Any, where: str = "") -> dict[str, schema.Section]:
     """The sections a recipe of this task has (its `task.py` declares them as SECTIONS)."""
-    folder = Path(anban.__file__).parent / "tasks"
-    known = sorted(p.parent.name for p in folder.glob("*/task.py"))
+    known = known_tasks()
     if task not in known and task not in schema.plugins():
         raise schema.unknown("task", task, [*known, *schema.plugins()], f"{where}, key 'task'")
     sections: dict[str, schema.Section] = importlib.import_module(f"{task_package(task)}.task").SECTIONS
     return sections
+
+
+def known_tasks() -> list[str]:
+    """The tasks of the package: folders of `anban.tasks` that hold a `task.py`."""
+    return sorted(p.parent.name for p in (Path(anban.__file__).parent / "tasks").glob("*/task.py"))
+
+
+def prefix(task: str) -> str:
+    """What the ids of a task's recipes, studies and networks begin with: the PREFIX of its package, or its own name."""
+    return str(getattr(importlib.import_module(task_package(task)), "PREFIX", task))
 
 
 def task_package(task: str) -> str:

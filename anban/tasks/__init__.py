@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
+
+from anban.recipe.recipe import known_tasks, prefix
 
 
 def task_names() -> list[str]:
-    """The tasks there are: folders beside this file that hold a `task.py`."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py"))
+    """The tasks there are."""
+    return known_tasks()
 
 
 def model_table() -> dict[str, str]:
-    """`task/model` -> address, over every task's `models/__init__.py` (which import no torch)."""
+    """`prefix/model` -> address, over every task's `models/__init__.py` (which import no torch)."""
     return {
-        f"{task}/{name}": address
+        f"{prefix(task)}/{name}": address
         for task in task_names()
         for name, address in importlib.import_module(f"anban.tasks.{task}.models").MODELS.items()
     }

@@ -1,0 +1,3 @@
+"""Semantic segmentation: one picture in, a class for every pixel out."""
+
+PREFIX = "seg"
