@@ -13,7 +13,20 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("loop", "counts", "bootstrap", "lovasz", "cli", "tiles", "scenes", "networks", "ssm_cpu", "ssm_gpu")
+NAMES = (
+    "loop",
+    "counts",
+    "segmentation_metrics",
+    "bootstrap",
+    "lovasz",
+    "cli",
+    "tiles",
+    "scenes",
+    "networks",
+    "official",
+    "ssm_cpu",
+    "ssm_gpu",
+)
 
 
 def main() -> None:

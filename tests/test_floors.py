@@ -7,6 +7,20 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "anban"
 
+#: What the slice of a task may import; never another task.
+SLICE = {
+    "official",
+    "recipe",
+    "data",
+    "losses",
+    "metrics",
+    "ssm",
+    "testing",
+    "tasks/contract",
+    "tasks/scenes",
+    "tasks/supervision",
+}
+
 #: folder -> what it may import of anban (`errors` and `_version` are free to all).
 FLOORS: dict[str, set[str]] = {
     "recipe": set(),
@@ -21,20 +35,12 @@ FLOORS: dict[str, set[str]] = {
     "tasks/contract": {"recipe"},
     "tasks/scenes": {"recipe", "data", "tasks/contract"},
     "tasks/supervision": {"recipe"},
-    "tasks/change": {
-        "official",
-        "recipe",
-        "data",
-        "losses",
-        "metrics",
-        "ssm",
-        "testing",
-        "tasks/contract",
-        "tasks/scenes",
-        "tasks/supervision",
-    },
+    "tasks/change": SLICE,
+    "tasks/segment": SLICE,
+    "tasks/detect": SLICE,
+    "tasks/denoise": SLICE,
     "tasks": {"recipe"},
-    "engine": {"recipe", "record", "data", "ssm", "tasks/contract", "tasks"},
+    "engine": {"recipe", "record", "data", "ssm", "testing", "tasks/contract", "tasks"},
     "study": {"recipe", "record", "metrics"},
     "report": {"record", "study"},
     "cli": {"formulas", "official", "recipe", "record", "ssm", "engine", "study", "report", "tasks"},

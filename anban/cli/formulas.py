@@ -26,28 +26,27 @@ def formulas(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ID_OR_FILE]", help="a recipe, a study or a study file; all there are by default"
+            metavar="[ID_OR_FILE]", help="a recipe, a study or a study file; by default all of --task"
         ),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for formulas.md and formulas.tex; printed by default")
     ] = None,
-    task: Annotated[str, typer.Option(help="whose losses and scores, without ID_OR_FILE")] = "change",
+    task: Annotated[
+        str | None, typer.Option(help="whose losses and scores, where there is no ID_OR_FILE")
+    ] = None,
 ) -> None:
     """Write the formulas of losses and scores, with the weights and parameters that a recipe or study gives them."""
-    from anban.recipe.schema import unknown
+    from anban.cli.tasks import named
     from anban.study.study import load_plan
-    from anban.tasks import task_names
 
     if name is not None:
         plan = load_plan(name, list(overrides or []))
-        task = plan.arms[0].recipe.task
-        sections = sections_of(task, {arm.title: arm.recipe.config for arm in plan.arms})
-    elif task in task_names():
-        sections = sections_of(task)
+        methods = {arm.title: arm.recipe.config for arm in plan.arms}
+        sections = sections_of(plan.arms[0].recipe.task, methods)
     else:
-        raise unknown("task", task, task_names(), "--task")
+        sections = sections_of(named(task))
     if out is None:
         print(to_markdown(sections), end="")
         return
@@ -63,7 +62,7 @@ def sections_of(task: str, methods: dict[str, dict[str, Any]] | None = None) -> 
 
     from anban.formulas import formulas, notation
     from anban.recipe.schema import pick
-    from anban.report.tables import SCORES
+    from anban.study.scores import score_named
 
     loss = importlib.import_module(f"anban.tasks.{task}.loss")
     losses = loss.LOSSES
@@ -74,8 +73,12 @@ def sections_of(task: str, methods: dict[str, dict[str, Any]] | None = None) -> 
         else [x for x in losses if any(x in m["loss"] for m in methods.values())]
     )
     functions = {term: pick(losses, term, "loss") for term in used}
-    packages = dict.fromkeys(function.__module__.rpartition(".")[0] for function in functions.values())
-    words = [notation(importlib.import_module(package).__doc__) for package in packages]
+    # A module's own notation, or else its package's; each once.
+    words = dict.fromkeys(
+        notation(importlib.import_module(module).__doc__)
+        or notation(importlib.import_module(module.rpartition(".")[0]).__doc__)
+        for module in dict.fromkeys(function.__module__ for function in functions.values())
+    )
     terms = {term: formulas(function.__doc__)[0] for term, function in functions.items()}
     stated = [
         (
@@ -89,7 +92,7 @@ def sections_of(task: str, methods: dict[str, dict[str, Any]] | None = None) -> 
         text = _sentence(notation(loss.__doc__))
         sections.insert(0, Section("Loss of each method", text, _of_methods(methods, terms)))
     stated = [
-        (SCORES.get(formula.name, formula.name), f"${formula.tex}${formula.remark}")
+        (score_named(formula.name).title, f"${formula.tex}${formula.remark}")
         for formula in formulas(scores.__doc__)
     ]
     return [*sections, Section("Scores", _sentence(notation(scores.__doc__)), stated)]

@@ -63,19 +63,23 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
         return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def read_label(path: str | Path) -> NDArray[np.uint8]:
+def read_label(path: str | Path, *, ordered: bool = True) -> NDArray[np.uint8]:
     """The stored values of a label map as uint8 (H, W).
 
     These are the grey values, the indices of a palette, or the 0 and 1 of a 1-bit file.
 
+    Args:
+        path: the file.
+        ordered: whether a higher value means more of something, as a mask's does; class numbers have no order.
+
     Raises:
-        InputError: missing, unreadable or truncated file; RGB; 16 bits; a palette whose colours get darker as
-            the index grows, so that index and colour would say opposite things.
+        InputError: missing, unreadable or truncated file; RGB; 16 bits; for ordered values a palette whose colours
+            get darker as the index grows, so that index and colour would say opposite things.
     """
     with _opened(path) as image:
         _refuse_unfit(path, _described(path, image), label=True)
         values = np.array(image, dtype=np.uint8)
-        if image.mode == "P":
+        if image.mode == "P" and ordered:
             _refuse_reversed_palette(path, image, values)
         return values
 
@@ -135,12 +139,12 @@ def _read_at(path: str | Path, position: int, count: int) -> bytes:
 def _refuse_unfit(path: str | Path, header: Header, label: bool) -> None:
     expected = "8 bits, one channel" if label else "8 bits per channel, red green blue"
     if header.bits > 8:
-        how = "convert it to 8 bits, a label to 0 and 255; nothing is rescaled silently"
+        how = "convert it to 8 bits, a label to one value per class; nothing is rescaled silently"
         raise InputError(
             f"{header.bits}-bit {'label' if label else 'picture'}", where=path, expected=expected, do=how
         )
     if label and header.mode not in _LABEL_MODES:
-        how = "save one channel of 0 and 255; if the channels are equal: Image.open(f).convert('L').save(f)"
+        how = "save one channel of values, not colours; if the channels are equal: Image.open(f).convert('L').save(f)"
         channels = {"LA": 2, "PA": 2}.get(header.mode, len(header.mode))
         raise InputError(
             f"the label has {channels} channels ({header.mode})", where=path, expected=expected, do=how

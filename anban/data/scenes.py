@@ -396,11 +396,16 @@ class SceneDataset(Dataset[Sample]):
                 sample = self.augment(sample)
         for input in self.inputs:
             picture = sample[input].as_subclass(Tensor)
-            sample[input] = ((picture.float() / 255 - self.mean) / self.std).contiguous()
+            sample[input] = normalised(picture, self.mean, self.std)
         if label is not None:
             # A copy: what is handed out must not be the cache itself.
             sample["label"] = sample["label"].as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
         return sample | {"name": name}
+
+
+def normalised(picture: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (3, H, W) as float32 fractions, less the mean and over the deviation of their channel, (3, 1, 1) each."""
+    return ((picture.float() / 255 - mean) / std).contiguous()
 
 
 class Pictures:

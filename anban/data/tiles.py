@@ -33,11 +33,13 @@ def grid(height: int, width: int, size: int, stride: int) -> list[tuple[int, int
             expected="size >= 1 and 1 <= stride <= size",
         )
 
-    def starts(length: int) -> list[int]:
-        last = max(0, length - size)
-        return [*range(0, last, stride), last]
+    return [(top, left) for top in starts(height, size, stride) for left in starts(width, size, stride)]
 
-    return [(top, left) for top in starts(height) for left in starts(width)]
+
+def starts(length: int, size: int, stride: int) -> list[int]:
+    """Where the windows along one side begin: every `stride` pixels, the last one shifted inwards to end at the border."""
+    last = max(0, length - size)
+    return [*range(0, last, stride), last]
 
 
 def pad_reflect(tensor: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:

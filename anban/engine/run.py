@@ -216,6 +216,7 @@ def _identity(recipe: Recipe, remark: str | None) -> dict[str, Any]:
         "recipe": recipe.id,
         "title": recipe.title,
         "task": recipe.task,
+        "select": task_class(recipe.task).select,
         "hash": recipe.hash,
         "base": recipe.base,
         "difference": recipe.difference,

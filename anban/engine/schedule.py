@@ -46,8 +46,11 @@ class Schedule:
             return peak * (
                 start + (1 - start) * share if self.warmup_kind == "linear" else start ** (1 - share)
             )
-        progress = min(1.0, (step - self.warmup) / max(1, total - self.warmup))
-        return max(min(self.floor, peak), peak * self.factor(progress))
+        return max(min(self.floor, peak), peak * self.factor(self.progress(step, total)))
+
+    def progress(self, step: int, total: int) -> float:
+        """How far a step after the warm-up is, from 0 to 1."""
+        return min(1.0, (step - self.warmup) / max(1, total - self.warmup))
 
     def factor(self, progress: float) -> float:
         """Factor after the warm-up; `progress` runs from 0 to 1."""
@@ -83,10 +86,25 @@ class Poly(Schedule):
 
 @dataclass(kw_only=True)
 class Cosine(Schedule):
-    """Half a cosine from 1 to 0."""
+    """Half a cosine from 1 to `end`.
+
+    Args:
+        end: factor at the end.
+        angle: "published" divides all steps, those of the warm-up included, by the number of steps after it, as
+            CoinCheung/BiSeNet's WarmupCosineLrScheduler does: the rate falls at once at the end of the warm-up, is
+            lowest before the end, and rises again.
+    """
+
+    end: Share = 0.0
+    angle: Literal["from warm-up", "published"] = "from warm-up"
+
+    def progress(self, step: int, total: int) -> float:
+        if self.angle == "published":
+            return step / max(1, total - self.warmup)
+        return super().progress(step, total)
 
     def factor(self, progress: float) -> float:
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        return self.end + (1 - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(kw_only=True)

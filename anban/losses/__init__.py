@@ -1,4 +1,4 @@
-r"""Losses as pure functions of tensors.
+r"""Losses as pure functions of tensors: here those of one class against the background, in `classes` those of K classes.
 
 Notation: over the $N$ counted pixels $i$ of a batch, $z_i$ is the logit, $p_i = \sigma(z_i)$ the probability of the
 positive class, $y_i$ the label, 0 or 1, and $\mathrm{BCE}_i = -y_i \log p_i - (1 - y_i) \log(1 - p_i)$.

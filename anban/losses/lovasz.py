@@ -29,7 +29,7 @@ def lovasz_hinge(
         per_image: one IoU per image, then the mean over images with a counted pixel; else one IoU for the batch.
     """
     logit, target, valid = pixel_rows(logit, target, valid, per_image=per_image)
-    return _extension(1 - logit * (2 * target - 1), target, valid)
+    return lovasz_extension(1 - logit * (2 * target - 1), target, valid)
 
 
 def lovasz_sigmoid(
@@ -47,11 +47,11 @@ def lovasz_sigmoid(
     """
     logit, target, valid = pixel_rows(logit, target, valid, per_image=per_image)
     # |t - sigmoid(x)| without abs, whose slope at 0 is 0, and without cancellation.
-    return _extension(torch.sigmoid(-logit * (2 * target - 1)), target, valid)
+    return lovasz_extension(torch.sigmoid(-logit * (2 * target - 1)), target, valid)
 
 
-def _extension(error: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean over rows of <sorted positive errors, g>; all arguments (rows, N)."""
+def lovasz_extension(error: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean over rows of <sorted positive errors, g>; all arguments (rows, N), target and valid float32 of 0 and 1."""
     error, order = torch.sort(error, dim=1, descending=True, stable=True)
     step, counted = _steps(target.gather(1, order), valid.gather(1, order))
     return counted_mean((torch.relu(error) * step).sum(1), counted)

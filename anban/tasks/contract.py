@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -190,6 +191,16 @@ class Task(ABC):
         Raises:
             InputError: inputs that are not what the task predicts.
         """
+
+    @staticmethod
+    def inputs(model: nn.Module) -> tuple[Tensor, ...]:
+        """Inputs for a network of the task's table outside of any recipe, (1, C, H, W) each.
+
+        One RGB picture for each argument that `forward` needs; a task whose networks take something else says so.
+        """
+        parameters = signature(model.forward).parameters.values()
+        needed = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+        return tuple(torch.randn(1, 3, 256, 256) for _ in needed)
 
     @abstractmethod
     def example(self) -> tuple[Tensor, ...]:

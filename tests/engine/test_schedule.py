@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import math
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anban.engine.golden import ADAPTERS
 from anban.engine.schedule import Constant, Cosine, Plateau, Poly, Schedule, Step
+from anban.testing import golden
+
+COPIES = Path(__file__).parents[1] / "golden"
+CASES = [
+    case
+    for case in golden.find_cases([Path(os.environ.get("ANBAN_GOLDEN", COPIES)) / "segmentation"])
+    if case.official in ADAPTERS
+]
 
 
 def rates(schedule: Schedule, total: int, peak: float = 1.0, per_epoch: int = 1) -> list[float]:
@@ -64,19 +73,24 @@ def test_plateau_can_minimise() -> None:
     assert plateau.cuts == 0
 
 
-@pytest.mark.skipif("ANBAN_GOLDEN" not in os.environ, reason="ANBAN_GOLDEN is not set")
-@pytest.mark.parametrize(
-    "case", ["lr_warmuppoly_linear", "lr_warmuppoly_bisenetv1_city", "lr_warmuppoly_bisenetv2_city"]
-)
-def test_poly_equals_coincheung(case: str) -> None:
-    folder = Path(os.environ["ANBAN_GOLDEN"]) / "segmentation"
-    made = json.loads((folder / f"{case}.json").read_text())["constructor"]
-    stored = np.load(folder / f"{case}.npz")
-    options = made["kwargs"]
-    kind = "exponential" if options["warmup"] == "exp" else "linear"
-    schedule = Poly(power=options["power"], warmup=options["warmup_iter"], warmup_kind=kind,
-                    warmup_start=options["warmup_ratio"])  # fmt: skip
-    for step, (base, ten) in zip(stored["iteration"], stored["lr"], strict=True):
-        found = schedule.rate(made["base_lr"], int(step), options["max_iter"], 1)
-        assert found == pytest.approx(base, rel=1e-9)
-        assert 10 * found == pytest.approx(ten, rel=1e-9)
+def test_cosine_ends_where_it_is_told() -> None:
+    schedule = Cosine(end=0.1, warmup=2, warmup_start=0.5)
+    assert schedule.rate(2.0, 10, 10, 1) == pytest.approx(0.2)
+    assert schedule.rate(2.0, 6, 10, 1) == pytest.approx(2 * 0.55)
+
+
+def test_published_angle_counts_the_warmup_and_rises_again() -> None:
+    found = rates(Cosine(end=0.1, warmup=20, angle="published"), 100)
+    assert found[20] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert np.argmin(found[20:]) == 60
+    assert found[-1] > found[80] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_equal_to_the_official_one(case: golden.Case) -> None:
+    result = golden.check(case, ADAPTERS)
+    assert result.status == "ok", "\n".join([str(result.why), *golden.each_output(result)])
+
+
+def test_every_official_schedule_is_among_the_cases() -> None:
+    assert {case.official for case in CASES} == set(ADAPTERS)

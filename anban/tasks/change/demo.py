@@ -22,13 +22,8 @@ real ones.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anban.data.generated import write_generated
 from anban.errors import InputError
 
 Array = NDArray[Any]
@@ -805,88 +801,29 @@ def write_demo(
     Raises:
         InputError: `root` is a file, or a folder with anything else in it; a count or the seed is below 0.
     """
-    root = Path(root)
     counts = dict(zip(SPLITS, (train, val, test), strict=True))
     for name, value in (*counts.items(), ("seed", seed)):
         if value < 0:
             raise InputError(f"{name} is {value}", where=f"write_demo, {name}", expected="0 or more")
     settings = settings or SceneSettings()
     settings = settings if size is None else replace(settings, size=size)
-    names = {split: [f"{split}_{i:04d}.png" for i in range(count)] for split, count in counts.items()}
-    note = {
-        "format": "anban-demo/1",
-        "version": VERSION,
-        "seed": seed,
-        "splits": counts,
-        "settings": asdict(settings),
-    }
-    # Through JSON and back, so that tuples compare as the lists they are read as.
-    note = json.loads(json.dumps(note))
-    found = _read_note(root)
-    if found == note and _files(root) == {
-        f"{s}/{f}/{name}" for s in SPLITS for f in FOLDERS for name in names[s]
-    }:
-        return root
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the final rename stays on one file system.
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        new = work / "new"
-        for split in SPLITS:
-            for folder in FOLDERS:
-                (new / split / folder).mkdir(parents=True)
+    def files(job: tuple[str, int]) -> list[str]:
+        split, index = job
+        return [f"{split}/{folder}/{split}_{index:04d}.png" for folder in FOLDERS]
 
-        def write(job: tuple[str, int]) -> None:
-            split, index = job
-            for folder, pixels in zip(
-                FOLDERS, make_scene(scene_seed(seed, split, index), settings), strict=True
-            ):
-                Image.fromarray(pixels).save(new / split / folder / names[split][index], compress_level=4)
+    def write(job: tuple[str, int], paths: Sequence[Path]) -> None:
+        for pixels, path in zip(make_scene(scene_seed(seed, *job), settings), paths, strict=True):
+            Image.fromarray(pixels).save(path, compress_level=4)
 
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(write, [(split, i) for split in SPLITS for i in range(counts[split])]))
-        (new / "demo.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        if root.exists():
-            root.rename(work / "old")
-        new.rename(root)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return root
-
-
-def _files(root: Path) -> set[str]:
-    """Every file below `root` but its demo.json, as "train/A/name"."""
-    return {p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()} - {"demo.json"}
-
-
-def _read_note(root: Path) -> Any:
-    """What demo.json says; None where there is nothing yet. InputError if `root` is not ours to replace."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-
-    def refuse(what: str) -> InputError:
-        return InputError(
-            what,
-            where=root,
-            expected="no folder, an empty one, or one that holds only demo data written before",
-            do="name another folder, or move this one away",
-        )
-
-    if not root.is_dir():
-        raise refuse("The place for the demo data is a file")
-    try:
-        note = json.loads((root / "demo.json").read_text(encoding="utf-8"))
-        ours = str(note["format"]).startswith("anban-demo/")
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise refuse("The folder for the demo data holds something else")
-    places = {f"{split}/{folder}" for split in SPLITS for folder in FOLDERS}
-    strange = sorted(f for f in _files(root) if f.rpartition("/")[0] not in places or not f.endswith(".png"))
-    if strange:
-        raise refuse(f"The folder for the demo data also holds {strange[0]}")
-    return note
+    return write_generated(
+        Path(root),
+        {"version": VERSION, "seed": seed, "splits": counts, "settings": asdict(settings)},
+        [f"{split}/{folder}" for split in SPLITS for folder in FOLDERS],
+        [(split, index) for split in SPLITS for index in range(counts[split])],
+        files,
+        write,
+    )
 
 
 if __name__ == "__main__":  # python -m anban.tasks.change.demo FOLDER

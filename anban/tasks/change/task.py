@@ -172,6 +172,7 @@ class ChangeTask(SceneTask):
                 Image.fromarray(picture).save(place / f"{stem}.png")
             listed.append({"name": name, "folder": place.name})
         index = {
+            "view": "change",
             "threshold": self.evaluation.threshold,
             "protocol": parse_protocol(protocol).name,
             "split": split,

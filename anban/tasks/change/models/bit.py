@@ -275,7 +275,7 @@ class BIT(nn.Module):
                     do="resize or tile the images, or set decoder_positions to false",
                 )
             x = x + self.pos_embedding_decoder
-        pixels = x.flatten(2).transpose(1, 2)
+        pixels = x.flatten(2).transpose(1, 2).contiguous()  # or every layer would copy it for its norm
         for layer in self.decoder:
             pixels = layer(pixels, tokens)
         return pixels.transpose(1, 2).reshape(x.shape)
