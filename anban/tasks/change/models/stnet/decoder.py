@@ -186,7 +186,8 @@ class DecoderLevel(nn.Module):
         dates = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         before = () if below is None else (enlarge(self.lower(below), a),)
         joined, out = self.core(*before, *dates)
-        if self.add_input and out is not joined:  # where no block lies between the two there is nothing to add
+        # Where no block lies between the two there is nothing to add.
+        if self.add_input and out is not joined:
             out = out + joined
         if self.enhancement is not None and self.aff is not None:
             fused = joined if self.ab_fuse is None else self.ab_fuse(*dates)
