@@ -19,19 +19,20 @@ def data(
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder for data.md, data.tex and data.csv")],
-    task: Annotated[str, typer.Option(help="what the data are for")] = "change",
+    task: Annotated[
+        str | None, typer.Option(help="what the data are for; by default the task that knows their layout")
+    ] = None,
 ) -> None:
-    """Describe data sets from their files: pairs, sizes, label coding and classes of every split, in one table."""
+    """Describe data sets from their files: number, sizes, labels and classes of every split, in one table."""
     import importlib
 
+    from anban.cli.tasks import of_data
     from anban.errors import InputError
-    from anban.recipe.schema import unknown
     from anban.report.tables import WRITERS
-    from anban.tasks import task_names
 
-    if task not in task_names():
-        raise unknown("task", task, task_names(), "--task")
+    task = of_data([given.rpartition("=")[2] for given in folders], task)
     doctor = importlib.import_module(f"anban.tasks.{task}.doctor")
+    counted, (noun, _) = next(iter(doctor.SUMMARY.items()))  # the first entry is what a split has samples of
     seen: dict[str, dict[str, Any]] = {}
     for given in folders:
         name, _, folder = given.rpartition("=")
@@ -41,9 +42,11 @@ def data(
                 f"Two data sets are called '{name}'.", where=folder, do="write NAME=FOLDER for one"
             )
         seen[name] = doctor.doctor(folder)
-        if not any(split["pairs"] for split in seen[name]["splits"].values()):
-            why = [finding["what"] for finding in seen[name]["findings"]] or ["no pairs found"]
-            raise InputError(why[0], where=folder, expected="pairs to describe", do=f"anban doctor {folder}")
+        if not any(split[counted] for split in seen[name]["splits"].values()):
+            why = [finding["what"] for finding in seen[name]["findings"]] or ["nothing was found"]
+            raise InputError(
+                why[0], where=folder, expected=f"{noun.lower()} to describe", do=f"anban doctor {folder}"
+            )
     table = _table(seen, doctor.SUMMARY)
     out.mkdir(parents=True, exist_ok=True)
     for suffix, write in WRITERS.items():

@@ -13,22 +13,21 @@ from anban.cli.show import as_json
 
 def doctor(
     target: Annotated[Path, typer.Argument(metavar="DATA_OR_RUN", help="a data folder, or a run folder")],
-    task: Annotated[str, typer.Option(help="what the data is for")] = "change",
+    task: Annotated[
+        str | None, typer.Option(help="what the data is for; by default the task that knows its layout")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Look for what spoils training: layout and label coding of data, the health of a run."""
     import importlib
 
+    from anban.cli.tasks import of_data
     from anban.errors import InputError
-    from anban.recipe.schema import unknown
-    from anban.tasks import task_names
 
     if (target / "run.json").is_file():
         found: dict[str, Any] = _run_health(target)
     elif target.is_dir():
-        if task not in task_names():
-            raise unknown("task", task, task_names(), "--task")
-        found = importlib.import_module(f"anban.tasks.{task}.doctor").doctor(target)
+        found = importlib.import_module(f"anban.tasks.{of_data([target], task)}.doctor").doctor(target)
     else:
         raise InputError("There is no such folder.", where=target)
     if json:

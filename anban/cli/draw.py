@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from anban.cli.recipes import Overrides
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def draw(
@@ -32,13 +29,14 @@ def draw(
     ] = None,
 ) -> None:
     """Draw a network from its modules (SVG, PDF, PNG), with a table of its levels (Markdown, LaTeX, CSV)."""
+    from anban.cli.networks import build
     from anban.errors import InputError
 
     if image and not figures:
         raise InputError(
             "A picture is given, and nothing that shows it.", where="--image", do="add --figures"
         )
-    model = network(name, overrides or [])
+    model = build(name, overrides or []).model
     wanted = ["drawing", *(["figures"] if figures else [])]
     modules = {what: _beside(type(model).__module__.rpartition(".")[0], what) for what in wanted}
     for what, module in modules.items():
@@ -51,35 +49,6 @@ def draw(
         files += modules["figures"].draw(model, out, image or [])
     for file in files:
         print(file)
-
-
-def network(name: str, overrides: list[str]) -> nn.Module:
-    """The network of a recipe or of the table, fresh and always the same, or a trained one."""
-    import torch
-    from omegaconf import OmegaConf
-
-    import anban
-    from anban.engine.run import make_task
-    from anban.engine.trained import load_trained
-    from anban.errors import InputError
-    from anban.recipe import load_recipe
-    from anban.recipe.recipe import parse_override, recipe_files
-    from anban.tasks import model_table
-
-    torch.manual_seed(0)
-    recipes = recipe_files()
-    if name in model_table() and name not in recipes:
-        changes: Any = OmegaConf.to_container(OmegaConf.merge({}, *map(parse_override, overrides)))
-        options = changes.pop("model", {})
-        if changes:
-            raise InputError(f"Found the key '{next(iter(changes))}'.", where="command line",
-                             expected="keys that begin with 'model.', as this is a network and no recipe")  # fmt: skip
-        return anban.create_model(name, **options)
-    if name not in recipes and (Path(name).is_dir() or name.endswith(".pt")):
-        return load_trained(Path(name), overrides, "cpu").model
-    task = make_task(load_recipe(name, ["data.root=.", *overrides]))
-    task.build_networks()
-    return task.modules["model"]
 
 
 def _beside(package: str, what: str) -> Any:

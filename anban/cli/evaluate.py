@@ -9,7 +9,7 @@ import typer
 
 from anban.cli.recipes import AsJson
 from anban.cli.run import Device
-from anban.cli.show import as_json, as_table, percent
+from anban.cli.show import as_json, as_score, as_table
 
 
 def evaluate(
@@ -34,6 +34,7 @@ def evaluate(
 
     from anban.cli.run import check_device, log_to_stderr
     from anban.engine.trained import evaluate_trained, load_trained
+    from anban.report.records import protocol_text
 
     log_to_stderr()
     check_device(device)
@@ -46,16 +47,16 @@ def evaluate(
     if json:
         as_json(rows)
         return
-    scores = list(rows[0]["scores"])
-    stamp = ("name", "split", "size", "tiling", "stride", "flips", "threshold")
     table = [
         (
-            *(row["protocol"][key] for key in stamp),
+            row["protocol"]["name"],
+            row["protocol"]["split"],
             row["images"],
-            *(percent(row["scores"][name]) for name in scores),
+            *(as_score(*score) for score in row["scores"].items()),
         )
         for row in rows
     ]
-    as_table(table, ("protocol", *stamp[1:], "images", *scores))
-    print(f"{trained.recipe.id}, {trained.which}.pt, data {rows[0]['data']}; classes "
-          f"{', '.join(rows[0]['protocol']['classes'])}, {rows[0]['protocol']['averaging']} average, x100")  # fmt: skip
+    as_table(table, ("protocol", "split", "images", *rows[0]["scores"]))
+    for row in rows:
+        print(f"{row['protocol']['name']}: {protocol_text(row['protocol'])}")
+    print(f"{trained.recipe.id}, {trained.which}.pt, data {rows[0]['data']}; shares x100")

@@ -26,10 +26,10 @@ def keys(
     """Print which official parameter became which of ours, then load them all, strictly."""
     from collections import Counter
 
-    from anban.cli.draw import network
+    from anban.cli.networks import build
     from anban.official import key_map, load_official
 
-    model = network(name, overrides or [])
+    model = build(name, overrides or []).model
     found = key_map(model, checkpoint)
     if json:
         as_json([line._asdict() for line in found])

@@ -17,7 +17,8 @@ def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...", help="for change: two pictures A B, or a folder that holds A and B"
+            metavar="INPUT...",
+            help="what a sample of the task is made of: picture files, or folders that hold them",
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder for the maps")],
@@ -26,7 +27,7 @@ def predict(
     ] = None,
     device: Device = None,
 ) -> None:
-    """Predict without labels: for every input a mask (0/255) and a probability map."""
+    """Predict without labels, and write for every input the maps that its task makes."""
     from anban.cli.run import check_device, log_to_stderr
     from anban.engine.trained import load_trained
 

@@ -13,7 +13,10 @@ from anban.cli.show import as_json, as_table
 
 def profile(
     names: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="recipes (task/name) or networks (task/model)")
+        list[str],
+        typer.Argument(
+            metavar="ID...", help="recipes (task/name), networks (task/model), run folders or checkpoints"
+        ),
     ],
     size: Annotated[int, typer.Option(help="height and width of the inputs in pixels")] = 256,
     batch: Annotated[int, typer.Option(help="inputs at once", min=1)] = 1,
@@ -23,6 +26,7 @@ def profile(
     """Parameters, MACs, FLOPs, FPS and peak memory of networks at a stated input, with the sizes of every level."""
     import torch
 
+    from anban.cli.networks import build
     from anban.cli.run import check_device
     from anban.engine.profile import levels
     from anban.engine.profile import profile as measure
@@ -31,8 +35,8 @@ def profile(
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for name in names:
-        model, inputs = _network(name)
-        inputs = tuple(torch.randn(batch, x.shape[1], size, size) for x in inputs)
+        model, example = build(name, [])
+        inputs = tuple(torch.randn(batch, x.shape[1], size, size) for x in example)
         results.append({"id": name, **measure(model, inputs, device=target), "levels": levels(model, inputs)})
     if json:
         as_json(results)
@@ -61,20 +65,3 @@ def profile(
 def _row(r: dict[str, Any]) -> tuple[Any, ...]:
     return (r["id"], r["input"], r["parameters"] / 1e6, r["macs"] / 1e9, r["flops"] / 1e9, r["fps"],
             r["latency_ms"]["p50"], r["latency_ms"]["p95"], r["peak_memory_mb"], r["device"])  # fmt: skip
-
-
-def _network(name: str) -> tuple[Any, tuple[Any, ...]]:
-    """A recipe's or a table's network, and inputs of the right kind."""
-    import torch
-
-    import anban
-    from anban.engine.run import make_task
-    from anban.recipe import load_recipe
-    from anban.recipe.recipe import recipe_files
-    from anban.tasks import model_table
-
-    if name in model_table() and name not in recipe_files():
-        return anban.create_model(name), tuple(torch.empty(1, 3, 1, 1) for _ in range(2))
-    task = make_task(load_recipe(name, ["data.root=."]))
-    task.build_networks()
-    return task.modules["model"], task.example()

@@ -19,12 +19,12 @@ def report(
         ),
     ] = None,
     convention: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="colours of change maps: fp-red-fn-green, fp-green-fn-red, opencd, fp-red-fn-blue, "
-            "fp-red-fn-cyan or colour-blind"
+            help="colours of true and false positives and negatives: fp-red-fn-green (the default), "
+            "fp-green-fn-red, opencd, fp-red-fn-blue, fp-red-fn-cyan or colour-blind"
         ),
-    ] = "fp-red-fn-green",
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show and compare runs.", no_args_is_help=False)
 
-MAIN_SCORE = ("test", "whole", "best", "f1")
 SCREENFUL = 50  # rows of a list on a terminal, unless --limit says otherwise
 
 Out = Annotated[
@@ -109,7 +108,7 @@ def print_list(
     if limit is None and sys.stdout.isatty() and not as_json:
         shown = SCREENFUL
     # One more than is shown tells whether there are more.
-    rows = Ledger(out).rows(recipe=recipe, state=state, limit=shown and shown + 1, score=MAIN_SCORE)
+    rows = Ledger(out).rows(recipe=recipe, state=state, limit=shown and shown + 1)
     more = shown is not None and len(rows) > shown
     rows = rows[:shown]
     if as_json:
@@ -118,7 +117,6 @@ def print_list(
     if not rows:
         print(f"no runs in {out}", file=sys.stderr)
         return
-    split, protocol, checkpoint, name = MAIN_SCORE
     heads = (
         "id",
         "recipe",
@@ -127,7 +125,8 @@ def print_list(
         "seed",
         "started",
         "seconds",
-        f"{name} ({split}, {protocol}, {checkpoint})",
+        "result",
+        "of",
         "why",
     )
     _print_table(
@@ -141,7 +140,8 @@ def print_list(
                 _text(row["seed"]),
                 _text(row["started"])[:19].replace("T", " "),
                 "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
-                _text(row["score"]),
+                _text(row["result"]),
+                _text(row["result_of"]),
                 _short(row["why"] or row["cause"] or "", 60),
             )
             for row in rows

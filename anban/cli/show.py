@@ -23,9 +23,12 @@ def as_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def percent(value: float | None) -> str:
-    """A score as tables print it: times 100, two decimals; undefined is a dash."""
-    return "–" if value is None else f"{100 * value:.2f}"
+def as_score(name: str, value: float | None) -> str:
+    """A score as tables print it: shares times 100, undefined is a dash."""
+    from anban.study.scores import score_named
+
+    score = score_named(name)
+    return "–" if value is None else f"{score.scale * value:.{score.digits}f}"
 
 
 def _cell(value: Any) -> str:

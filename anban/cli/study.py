@@ -45,7 +45,7 @@ def study(
 
     plan = load_plan(name, list(overrides or []), seeds)
     known = task_class(plan.arms[0].recipe.task).scores
-    if plan.compare["metric"] not in known:
+    if plan.compare["metric"] and plan.compare["metric"] not in known:
         raise unknown("score", plan.compare["metric"], known, f"{name}, compare.metric")
     file = run_study(plan, out, train, resume=resume, leader=is_leader())
     parallel.stop()

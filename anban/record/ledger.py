@@ -13,7 +13,7 @@ import random
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from anban.record.process import shown_state
 T = TypeVar("T")
 
 FILE = "ledger.sqlite"
-SCHEMA = 3  # raise it with every change below; files of another version are filled anew
+SCHEMA = 4  # raise it with every change below; files of another version are filled anew
 PATIENCE = 60.0  # seconds a process waits for the others before it gives up
 
 # column -> (type, how it is read from run.json); `path` is added from the folder's place.
@@ -59,6 +59,9 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "fingerprint": ("TEXT", lambda info: _inside(info, "data", "fingerprint")),
     "model": ("TEXT", lambda info: _inside(info, "model", "name")),
     "environment": ("TEXT", lambda info: info.get("environment")),
+    # The score a run is known by, and where it was measured: "f1 (test, whole, best)".
+    "result": ("REAL", lambda info: _result(info).get("value")),
+    "result_of": ("TEXT", lambda info: _named(_result(info))),
 }
 SCORE_KEY = ("split", "protocol", "checkpoint", "name")
 
@@ -418,9 +421,12 @@ def _file_system(folder: Path) -> str:
     return kind
 
 
-def _inside(info: dict[str, Any], key: str, inner: str) -> Any:
-    value = info.get(key)
-    return value.get(inner) if isinstance(value, dict) else None
+def _inside(info: Mapping[str, Any], *keys: str) -> Any:
+    """What lies under keys one inside the other; None where one is missing."""
+    value: Any = info
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _of_outcome(info: dict[str, Any], key: str) -> Any:
@@ -430,6 +436,33 @@ def _of_outcome(info: dict[str, Any], key: str) -> Any:
         if isinstance(finding, dict) and finding.get("kind") == info.get("outcome"):
             return finding.get(key)
     return None
+
+
+def deciding_score(info: Mapping[str, Any]) -> str | None:
+    """The name of the score that picks a run's checkpoints; a record of before it said so has its best validation."""
+    name = info.get("select") or _inside(info, "progress", "best", "name")
+    return str(name) if name else None
+
+
+def _result(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The deciding score where it was measured first, of the best checkpoint if there are several; {} without scores."""
+    scores = info.get("scores")
+    found = [score for score in scores if isinstance(score, dict)] if isinstance(scores, list) else []
+    if not found:
+        return {}
+    names = [score.get("name") for score in found]
+    name = deciding_score(info)
+    name = name if name in names else names[0]
+    found = [score for score in found if score.get("name") == name]
+    place = [found[0].get(key) for key in SCORE_KEY[:2]]
+    there = [score for score in found if [score.get(key) for key in SCORE_KEY[:2]] == place]
+    return next((score for score in there if score.get("checkpoint") == "best"), there[-1])
+
+
+def _named(score: dict[str, Any]) -> str | None:
+    return (
+        f"{score.get('name')} ({', '.join(str(score.get(key)) for key in SCORE_KEY[:3])})" if score else None
+    )
 
 
 def _cell(value: Any) -> str | int | float | None:

@@ -22,10 +22,11 @@ from PIL import Image
 
 from anban.errors import InputError
 from anban.record import Ledger, readable
-from anban.report import figures
-from anban.report.records import open_study, protocol_text
+from anban.report import figures, sheets
+from anban.report.classwise import class_table, confusion, one_class_only
+from anban.report.records import open_study, plain, protocol_text
+from anban.report.sheets import Sheet, Tile, sheet_of
 from anban.report.tables import (
-    SCORES,
     UNDEFINED,
     WRITERS,
     Cell,
@@ -39,17 +40,19 @@ from anban.report.tables import (
     data_sets,
     effects_table,
     efficiency_table,
+    expectations_table,
     footnotes,
     left_out,
     number,
     p_text,
     seeds_of,
     shown,
+    shown_score,
 )
-from anban.study.compare import COUNTS
 from anban.study.effects import Effects, effects
 from anban.study.quoted import read_quoted
-from anban.study.records import Arm, Run, Study
+from anban.study.records import Arm, Run, Study, deciding
+from anban.study.scores import score_named
 from anban.study.stats import Difference
 
 
@@ -57,7 +60,7 @@ def write_report(
     source: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
-    convention: str = figures.DEFAULT_CONVENTION,
+    convention: str | None = None,
     split: str | None = None,
     protocol: str | None = None,
     metric: str | None = None,
@@ -72,7 +75,7 @@ def write_report(
     Args:
         source: a study.json, its folder, or a list of run folders.
         out: the folder to write to; made where it is missing, files of the same names are replaced.
-        convention: the colours of change maps, a name in `figures.CONVENTIONS`.
+        convention: how right and wrong are coloured in the sheet of pictures, where their kind has several ways.
         split, protocol: what the numbers are measured on; the study's own, or that of the runs' first score, where
             None.
         metric: the score of differences and curves; the study's own where None.
@@ -87,29 +90,33 @@ def write_report(
         InputError: the source is no study, the convention or metric is unknown, protocols are mixed unasked, or the
             file of quoted numbers cannot be used.
     """
-    figures.convention_named(convention)
     study = open_study(source, split=split, protocol=protocol, metric=metric, mix_protocols=mix_protocols)
-    _check_metric(study.metric)
     from_papers = read_quoted(quoted) if quoted is not None else []
+    sheet = sheet_of(study, convention)
     out = Path(out)
 
-    every = [comparison_table(study, from_papers), ablation_table(study), efficiency_table(study)]
+    every = [
+        comparison_table(study, from_papers),
+        ablation_table(study),
+        expectations_table(study),
+        class_table(study),
+        efficiency_table(study),
+    ]
     tables = [table for table in every if table is not None]
     found = _effects_of(study) if with_effects else []
     of_effects = [effects_table(one, part + 1, len(found)) for part, one in enumerate(found)]
     _write_tables([*tables, *of_effects], out)
 
-    scenes = figures.scenes(study, convention)
     drawn: dict[str, Figure | None] = {
-        "curves": figures.curves(study, metric=study.metric),
-        "differences": figures.differences(study, study.metric),
-        "confusion": figures.confusion(study),
-        "sheet": figures.sheet(scenes, convention) if scenes else None,
+        "curves": figures.curves(study),
+        "differences": figures.differences(study),
+        "confusion": confusion(study),
+        "sheet": sheets.draw(sheet) if sheet else None,
     }
     drawn |= {table.name: figures.effects_plot(one) for table, one in zip(of_effects, found, strict=True)}
     page = _template("report.html.j2").render(
         study=study,
-        metric=SCORES[study.metric],
+        score=score_named(study.metric),
         base=study.arm(study.base),
         facts=_facts(study),
         verdicts=verdicts(study),
@@ -120,13 +127,8 @@ def write_report(
         ],
         effects=[_table_view(table) for table in of_effects],
         charts=_write_figures(drawn, out),
-        scenes=_scene_views(study, scenes),
-        convention=convention,
-        conventions={
-            name: {key: {"colour": getattr(each, key), "word": each.words[key]} for key in figures.OUTCOMES}
-            for name, each in figures.CONVENTIONS.items()
-        },
-        outcomes=figures.OUTCOMES,
+        sheet=sheet,
+        scenes=_scene_views(sheet) if sheet else [],
         arms=[_arm_view(study, arm, out) for arm in study.arms],
         anchor=run_anchor,
         protocols=_protocol_views(study),
@@ -151,9 +153,9 @@ def write_effects(
         runs: the folder of all runs, with their ledger.
         out: the folder to write to.
         task: whose runs; needed where the folder has runs of several tasks.
-        split: of the scores; test where None.
+        split: of the scores; that of the runs' first score where None.
         protocol: of the scores; where None every protocol has a table of its own.
-        metric: the score; f1 where None.
+        metric: the score; the one that picked the runs' checkpoints where None.
 
     Returns:
         The path of report.html.
@@ -161,8 +163,6 @@ def write_effects(
     Raises:
         InputError: there are no such runs, or the task is not clear.
     """
-    metric = metric or "f1"
-    _check_metric(metric)
     rows = Ledger(runs).rows(state="finished", task=task)
     tasks = sorted({str(row["task"]) for row in rows})
     if len(tasks) != 1:
@@ -173,11 +173,15 @@ def write_effects(
             do=f"add --task {tasks[0]}" if tasks else "name the folder given to --out of anban run",
         )
     folders = [Path(runs, row["path"]) for row in rows]
-    records = readable(folder for folder in folders if (folder / "run.json").is_file())
-    found = effects(records, metric, split=split or "test", protocol=protocol)
+    records = list(readable(folder for folder in folders if (folder / "run.json").is_file()))
+    metric = metric or deciding(records)
+    if split is None:
+        scored = (str(score["split"]) for run in records for score in run.info.get("scores") or [])
+        split = next(scored, "test")
+    found = effects(records, metric, split=split, protocol=protocol)
     if not found:
         raise InputError(
-            f"No finished run has the score {metric!r} on {split or 'test'!r}"
+            f"No finished run has the score {metric!r} on {split!r}"
             + (f" under protocol {protocol!r}." if protocol else "."),
             where=runs,
             do="anban runs show RUN lists the scores of a run",
@@ -189,18 +193,13 @@ def write_effects(
     page = _template("effects.html.j2").render(
         title=f"Effects of switches, {tasks[0]}",
         task=tasks[0],
-        metric=SCORES[metric],
+        score=score_named(metric),
         facts=_effect_facts(found),
         effects=[_table_view(table) for table in tables],
         charts=_write_figures(drawn, out),
         groups=_observation_views(found, out),
     )
     return _write_page(page, out)
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in SCORES:
-        raise InputError(f"There is no table of {metric!r} yet.", where="metric", expected=", ".join(SCORES))
 
 
 def _effects_of(study: Study) -> list[Effects]:
@@ -288,11 +287,13 @@ def verdicts(study: Study) -> list[Verdict]:
 
 
 def _sentence(title: str, base: str, difference: Difference, study: Study) -> str:
-    points = f"{number(100 * float(difference.value or 0), sign=True)} {SCORES[study.metric]} points"
+    score = score_named(study.metric)
+    points = f"{shown_score(difference.value or 0.0, score, sign=True)} {score.points}"
     if difference.low is None or difference.high is None:
         interval = "no interval"
     else:
-        interval = f"95 % interval {number(100 * difference.low)} to {number(100 * difference.high)}"
+        low, high = (shown_score(end, score) for end in (difference.low, difference.high))
+        interval = f"95 % interval {low} to {high}"
     if difference.p is not None and difference.p_adjusted is not None and difference.family > 1:
         interval += (
             f", p {p_text(difference.p)}, {p_text(difference.p_adjusted)} corrected for {difference.family}"
@@ -326,20 +327,9 @@ def cautions(study: Study) -> list[Caution]:
         text = f"{arm.title}, {seeds_of(group)} ({group[0].state}): {group[0].why or 'no reason recorded.'}"
         found.append(Caution(text, tuple(run.id for run in group if run.has_folder)))
     for arm in study.arms:
-        nothing, everything = [], []
-        for run in arm.finished:
-            counts = list(run.counts(study.split, study.protocol).values())
-            if not counts:
-                continue
-            total = {key: sum(c[key] for c in counts) for key in COUNTS}
-            if total["tp"] + total["fp"] == 0 and total["fn"] > 0:
-                nothing.append(run.id)
-            if total["tn"] + total["fn"] == 0 and total["fp"] > 0:
-                everything.append(run.id)
-        for ids, what in ((nothing, "no change at all"), (everything, "change everywhere")):
-            if ids:
-                text = f"{arm.title} predicted {what} in {len(ids)} of {_count(len(arm.finished), 'run')}: its scores say nothing about the method."
-                found.append(Caution(text, tuple(ids)))
+        for name, ids in one_class_only(study, arm).items():
+            text = f"{arm.title} predicted {name!r} everywhere in {len(ids)} of {_count(len(arm.finished), 'run')}: its scores say nothing about the method."
+            found.append(Caution(text, tuple(ids)))
     found += _unequal(study)
     late = [
         (arm, [run.id for run in arm.finished if _best_at_the_end(run, study.metric)]) for arm in study.arms
@@ -413,7 +403,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         ("Split", study.split),
         ("Protocol", study.protocol),
         ("Checkpoint", " / ".join(checkpoints(study)) or UNDEFINED),
-        ("Metric", SCORES[study.metric]),
+        ("Metric", score_named(study.metric).heading),
         (
             "Runs",
             f"{_count(len(study.arms), 'arm')}, seeds {', '.join(map(str, seeds))}; {finished} of {total} runs finished"
@@ -492,8 +482,12 @@ def _runs_link(cell: Cell, row: Row) -> str:
 
 
 def _arm_link(cell: Cell, row: Row, study: Study) -> str:
-    """To the run of a cell, or to those of its row's arm."""
-    return f"#{runs_anchor(study.arm(row.key))}" if len(cell.runs) > 1 else _runs_link(cell, row)
+    """To the run of a cell, or to those of its row's arm; in a row that is no arm's, to the arm that has the runs."""
+    if len(cell.runs) < 2:
+        return _runs_link(cell, row)
+    by_name = (arm for arm in study.arms if arm.name == row.key)
+    by_run = (arm for arm, run in study.runs if run.id == cell.runs[0])
+    return f"#{runs_anchor(next(by_name, None) or next(by_run))}"
 
 
 def _hint(cell: Cell, column: Column) -> str:
@@ -506,27 +500,27 @@ def _hint(cell: Cell, column: Column) -> str:
     return f"{len(values)} runs: {', '.join(values)}"
 
 
-def _scene_views(study: Study, scenes: Sequence[figures.Scene]) -> list[dict[str, Any]]:
-    views = []
-    for scene in scenes:
-        tiles = []
-        for tile in scene.tiles:
-            score = ""
-            if tile.is_map:
-                score = f"F1 {UNDEFINED if tile.f1 is None else number(100 * tile.f1, 1)}"
-            tiles.append(
-                {
-                    "column": tile.column,
-                    "uri": _data_uri("image/png", _png(tile.pixels)),
-                    "is_map": tile.is_map,
-                    "score": score,
-                    "link": f"#{run_anchor(tile.run)}" if tile.run else "",
-                    "height": tile.pixels.shape[0],
-                    "width": tile.pixels.shape[1],
-                }
-            )
-        views.append({"name": Path(scene.name).stem, "tiles": tiles})
-    return views
+def _scene_views(sheet: Sheet) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": Path(scene.name).stem,
+            "lines": [[_tile_view(tile) for tile in line] for line in scene.lines],
+        }
+        for scene in sheet.scenes
+    ]
+
+
+def _tile_view(tile: Tile) -> dict[str, Any]:
+    height, width = tile.pixels.shape[:2]
+    return {
+        "title": tile.title,
+        "uri": _data_uri("image/png", _png(tile.pixels)),
+        "recolours": tile.recolours,
+        "score": tile.score,
+        "link": f"#{run_anchor(tile.run)}" if tile.run else "",
+        "height": height,
+        "width": width,
+    }
 
 
 def _arm_view(study: Study, arm: Arm, out: Path) -> dict[str, Any]:
@@ -554,7 +548,7 @@ def _run_view(study: Study, arm: Arm, run: Run, out: Path) -> dict[str, Any]:
         "seed": run.seed,
         "state": run.state,
         "why": run.why,
-        "score": UNDEFINED if value is None else number(100 * value),
+        "score": UNDEFINED if value is None else shown_score(value, score_named(study.metric)),
         "hash": run.info.get("hash") or UNDEFINED,
         "commit": _short_commit(run.info),
         "data": (run.info.get("data") or {}).get("fingerprint") or UNDEFINED,
@@ -572,7 +566,7 @@ def _effect_facts(found: Sequence[Effects]) -> list[tuple[str, str]]:
         ("Data", "; ".join(dict.fromkeys(one.alike.data for one in found))),
         ("Split", found[0].alike.split),
         ("Protocol", " / ".join(dict.fromkeys(one.alike.protocol for one in found))),
-        ("Metric", SCORES[found[0].metric]),
+        ("Metric", score_named(found[0].metric).heading),
     ]
 
 
@@ -590,7 +584,7 @@ def _observation_views(found: Sequence[Effects], out: Path) -> list[dict[str, An
                     "anchor": "" if each.run.id in seen else run_anchor(each.run.id),
                     "folder": _folder_link(each.run.path, out),
                     "seed": info.get("seed"),
-                    "score": number(100 * each.score),
+                    "score": shown_score(each.score, score_named(one.metric)),
                     "recipe": info["recipe"],
                     "hash": info.get("hash") or UNDEFINED,
                     "commit": _short_commit(info),
@@ -645,7 +639,7 @@ def _protocol_views(study: Study) -> list[dict[str, Any]]:
         stamps.setdefault(json.dumps(run.protocol(study.split, study.protocol)), []).append(run.id)
     views = []
     for stamp, runs in stamps.items():
-        fields = [(key.replace("_", " "), _plain(value)) for key, value in json.loads(stamp).items()]
+        fields = [(key.replace("_", " "), plain(value)) for key, value in json.loads(stamp).items()]
         views.append({"fields": fields, "runs": runs})
     return views
 
@@ -659,19 +653,9 @@ def _data_views(study: Study) -> list[list[tuple[str, str]]]:
             splits = ", ".join(f"{count} {name}" for name, count in (block.get("splits") or {}).items())
             fields = {**block, "root": Path(str(block.get("root"))).name, "splits": splits}
             found.setdefault(
-                json.dumps(fields), [(key, _plain(value)) for key, value in fields.items() if value]
+                json.dumps(fields), [(key, plain(value)) for key, value in fields.items() if value]
             )
     return list(found.values())
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _environment_views(study: Study) -> list[dict[str, Any]]:
@@ -683,7 +667,7 @@ def _environment_views(study: Study) -> list[dict[str, Any]]:
             packages = block.pop("packages", {}) or {}
             fields = {**block, "device": run.info.get("device"), "host": run.info.get("host")}
             fields["packages"] = dict(sorted(packages.items()))
-            text = json.dumps({key: _plain(value) for key, value in fields.items() if value})
+            text = json.dumps({key: plain(value) for key, value in fields.items() if value})
             found[text] = found.get(text, 0) + 1
     return [{"fields": list(json.loads(text).items()), "runs": count} for text, count in found.items()]
 

@@ -5,7 +5,7 @@ This is the one place that knows the shape of a comparison.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def open_study(
     left_out = {
         (row["arm"], row["seed"], row["path"]): (row["state"], row["why"]) for row in answer["left_out"]
     }
+    differences = {row["arm"]: row["difference"] for row in answer["expected"]}
     arms = []
     for arm, row in zip(study.arms, answer["arms"], strict=True):
         runs = []
@@ -69,7 +70,10 @@ def open_study(
             # Variants of one recipe all have its title: it stays with the base.
             title = _recorded_title(runs) or title
         results = {name: _result(entry) for name, entry in row["metrics"].items()}
-        arms.append(replace(arm, title=title, runs=tuple(runs), results=results))
+        expected = arm.expected
+        if expected is not None:
+            expected = replace(expected, difference=_difference(differences[arm.name]))
+        arms.append(replace(arm, title=title, runs=tuple(runs), results=results, expected=expected))
     bare = [run.id for arm in arms for run in arm.finished if not run.protocol(study.split, study.protocol)]
     if bare:
         raise InputError(
@@ -78,7 +82,7 @@ def open_study(
             expected=f"{study.split}/{study.protocol} under `protocols` in run.json",
             do="evaluate them again with anban eval",
         )
-    return replace(study, arms=tuple(arms), mixed=tuple(answer["mixed"]))
+    return replace(study, arms=tuple(arms), mixed=tuple(answer["mixed"]), counted=answer["counted"])
 
 
 def _recorded_title(runs: Sequence[Run]) -> str | None:
@@ -87,24 +91,58 @@ def _recorded_title(runs: Sequence[Run]) -> str | None:
 
 
 def _result(entry: dict[str, Any]) -> Result:
-    found = entry["difference"]
-    difference = None if found is None else Difference(**{**found, "seeds": tuple(found["seeds"])})
-    return Result(tuple(entry["values"]), entry["mean"], entry["std"], difference)
+    return Result(tuple(entry["values"]), entry["mean"], entry["std"], _difference(entry["difference"]))
+
+
+def _difference(found: dict[str, Any] | None) -> Difference | None:
+    return None if found is None else Difference(**{**found, "seeds": tuple(found["seeds"])})
+
+
+MOST_CLASSES = 4  # are named in a protocol's text; more are counted
 
 
 def protocol_text(protocol: dict[str, Any]) -> str:
-    """A protocol in one line: "whole: 256x256, whole tiles, no flips, scales 1, threshold 0.5, ..."."""
-    scales = ", ".join(f"{scale:g}" for scale in protocol.get("scales") or [1.0])
-    tiling = protocol.get("tiling")
-    parts = [
-        f"input {protocol['size']}" if protocol.get("size") else None,
-        f"tiling {tiling}" + (f" with stride {protocol['stride']}" if protocol.get("stride") else ""),
-        f"flips {protocol.get('flips') or 'none'}",
-        f"{'scale' if ',' not in scales else 'scales'} {scales}",
-        f"threshold {protocol['threshold']:g}" if protocol.get("threshold") is not None else None,
-        f"ignore value {protocol['ignore']}" if protocol.get("ignore") is not None else "no ignore value",
-        f"classes {' / '.join(map(str, protocol.get('classes') or []))}" if protocol.get("classes") else None,
-        f"data range {protocol['data_range']}" if protocol.get("data_range") else None,
-        f"{protocol['averaging']} averaging" if protocol.get("averaging") else None,
+    """A protocol in one line: "input 256x256, tiling whole, flips none, scale 1, threshold 0.5, ..."."""
+    known: dict[str, Callable[[Any], str]] = {
+        "size": lambda size: f"input {size}" if size else "",
+        "tiling": lambda tiling: f"tiling {tiling}" + (f" with stride {stride}" if stride else ""),
+        "flips": lambda flips: f"flips {flips or 'none'}",
+        "scales": lambda scales: (
+            f"scale{'s' if len(scales or [1]) > 1 else ''} {', '.join(f'{x:g}' for x in scales or [1])}"
+        ),
+        "threshold": lambda threshold: "" if threshold is None else f"threshold {threshold:g}",
+        "ignore": lambda ignore: "no ignore value" if ignore is None else f"ignore value {ignore}",
+        "classes": _classes_text,
+        "data_range": lambda limits: f"data range {limits}" if limits else "",
+        "averaging": lambda averaging: f"{averaging} averaging" if averaging else "",
+    }
+    stride = protocol.get("stride")
+    parts = [text(protocol[key]) for key, text in known.items() if key in protocol]
+    others = {key: value for key, value in protocol.items() if key not in known}
+    parts += [
+        f"{key.replace('_', ' ')} {plain(value)}"
+        for key, value in others.items()
+        if key not in ("name", "split", "stride") and value is not None
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _classes_text(classes: Sequence[str] | None) -> str:
+    if not classes:
+        return ""
+    return (
+        f"{len(classes)} classes"
+        if len(classes) > MOST_CLASSES
+        else f"classes {' / '.join(map(str, classes))}"
+    )
+
+
+def plain(value: Any) -> str:
+    """A recorded value in words."""
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(plain(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,8 @@
 
 What the writers promise:
 
-* Scores are shown x 100 with two decimals, as mean ± sample standard deviation over runs (no ± for a single run).
+* Shares are shown x 100 with two decimals (other scores as `anban.study.scores` has them), as mean ± sample standard
+  deviation over runs (no ± for a single run).
 * Marks go by the number as printed: the best is bold, all of them where several tie; the second is underlined only
   where a single row is best (two firsts leave no second), and again all of them where several tie for it.
 * An undefined value is "–" with a footnote that says why. It is never 0 and never marked.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal
@@ -26,24 +27,15 @@ from anban.report.records import protocol_text
 from anban.study.effects import Change, Effect, Effects
 from anban.study.quoted import Quoted
 from anban.study.records import Arm, Run, Study
+from anban.study.scores import COUNTED, Score, score_named
+from anban.study.stats import Difference
 from anban.study.switches import Missing, plain, switches
 
 Kind = Literal["text", "check", "count", "number", "difference", "interval", "p"]
 Mark = Literal["best", "second"]
 
 UNDEFINED = "–"
-
-# Name in the records -> title in a table. All of them are fractions, and higher is better.
-SCORES = {
-    "precision": "Pre",
-    "recall": "Rec",
-    "f1": "F1",
-    "iou": "IoU",
-    "oa": "OA",
-    "kappa": "Kappa",
-    "miou": "mIoU",
-}
-COMPARED = ("precision", "recall", "f1", "iou", "oa", "kappa")
+WIDE = 90  # signs that a line of a paper has room for, about
 
 
 @dataclass(frozen=True)
@@ -129,6 +121,11 @@ def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def shown_score(value: float, score: Score, *, sign: bool = False) -> str:
+    """A recorded value, or a difference of two, as its score is shown."""
+    return number(score.scale * value, score.digits, sign=sign)
+
+
 def p_text(p: float) -> str:
     """A probability with three decimals; what is smaller than they can show is "< 0.001"."""
     return "< 0.001" if p < 0.001 else number(p, 3)
@@ -181,6 +178,26 @@ def ranked(table: Table) -> Table:
     )
 
 
+def transposed(table: Table, corner: str) -> Table:
+    """The table with rows and number columns exchanged, marks and all; `corner` is the title of its first column.
+
+    Its number columns are all shown alike; the first column holds the names of the rows, which become headings.
+    """
+    name, *numbers = table.columns
+    columns = [Column(corner.lower(), corner)]
+    columns += [replace(numbers[0], key=row.key, title=shown(row.cells[name.key], name)[0], better=None)
+                for row in table.rows]  # fmt: skip
+    stamps = [row.stamp for row in table.rows]
+    common = {
+        key: value for key, value in stamps[0].items() if all(stamp.get(key) == value for stamp in stamps)
+    }
+    rows = []
+    for column in numbers:
+        cells = {row.key: row.cells[column.key] for row in table.rows}
+        rows.append(Row(column.key, {corner.lower(): Cell(column.title), **cells}, common))
+    return replace(table, columns=tuple(columns), rows=tuple(rows))
+
+
 def footnotes(table: Table) -> dict[str, str]:
     """Note text of the cells -> its letter, in reading order."""
     texts = [
@@ -227,7 +244,10 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs table environment; the packages it needs are named in its first line."""
+    """A booktabs table environment; the packages it needs are named in its first line.
+
+    A table that may be wider than the line is shrunk to it where it is.
+    """
 
     def text(cell: Cell, column: Column) -> str:
         main, spread = shown(cell, column)
@@ -238,14 +258,16 @@ def to_latex(table: Table) -> str:
 
     letters = footnotes(table)
     align = "".join({"text": "l", "check": "c"}.get(column.kind, "r") for column in table.columns)
+    is_wide = sum(_width(table, column) for column in table.columns) > WIDE
     lines = [
-        r"% needs \usepackage{booktabs, amssymb}",
+        rf"% needs \usepackage{{booktabs, amssymb{', graphicx' if is_wide else ''}}}",
         r"\begin{table}[t]",
         r"\centering",
         r"\footnotesize",
         r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{latex_escape(f'{table.title}. {table.caption}')}}}",
         rf"\label{{tab:{table.name}}}",
+        *([r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"] if is_wide else []),
         rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",
         r"\toprule",
         " & ".join(latex_escape(_heading(column)) for column in table.columns) + r" \\",
@@ -256,7 +278,7 @@ def to_latex(table: Table) -> str:
             text(row.cells[column.key], column) if column.key in row.cells else "" for column in table.columns
         )
         lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if is_wide else "")]
     notes = [rf"\textsuperscript{{{letter}}} {latex_escape(note)}" for note, letter in letters.items()]
     notes += [latex_escape(note) for note in table.notes]
     if notes:
@@ -264,6 +286,15 @@ def to_latex(table: Table) -> str:
         lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {body}}}")
     lines.append(r"\end{table}")
     return "\n".join(lines) + "\n"
+
+
+def _width(table: Table, column: Column) -> int:
+    """About how many signs wide a column is."""
+    cells = [row.cells[column.key] for row in table.rows if column.key in row.cells]
+    texts = [
+        main + (f" ± {spread}" if spread else "") for main, spread in (shown(cell, column) for cell in cells)
+    ]
+    return 2 + max(len(text) for text in [_heading(column), *texts])
 
 
 def to_csv(table: Table) -> str:
@@ -361,7 +392,7 @@ def latex_escape(text: str) -> str:
 
 
 def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
-    """Methods as rows; precision, recall, F1, IoU, OA and Kappa with their spread over runs.
+    """Methods as rows; scores with their spread over runs.
 
     Rows are in the order of the study, or in that of its groups, which then have a column.
     Where the study mixes protocols or data (see `open_study`) a column names each row's protocol and a note says so.
@@ -369,17 +400,18 @@ def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
     """
     mixed = bool(study.mixed)
     columns = [Column("method", "Method"), *_group_column(study), Column("n", "n", "count")]
-    columns += [Column(name, SCORES[name], "number", "higher", 100.0) for name in COMPARED]
+    compared = _compared(study)
+    columns += [_score_column(name) for name in compared]
     if mixed:
         columns.append(Column("protocol", "Protocol"))
-    rows = [_quoted_row(number, row) for number, row in enumerate(quoted)]
+    rows = [_quoted_row(number, row, compared) for number, row in enumerate(quoted)]
     for group, arm in study.rows:
         cells = {"method": Cell(arm.title), "group": Cell(group), "n": Cell(len(arm.finished))}
-        cells |= {name: score_cell(arm, name) for name in COMPARED}
+        cells |= {name: score_cell(arm, name) for name in compared}
         if mixed:
             cells["protocol"] = Cell(_protocols_of_arm(study, arm))
-        rows.append(Row(arm.name, cells, {"source": "measured", **_stamp(study, arm)}))
-    caption = f"Scores in percent, {_caption(study)}"
+        rows.append(Row(arm.name, cells, {"source": "measured", **stamp_of(study, arm)}))
+    caption = f"Scores{_in_percent(compared)}, {scores_caption(study)}"
     notes = _notes(study)
     if quoted:
         notes += (
@@ -392,11 +424,34 @@ def _group_column(study: Study) -> list[Column]:
     return [Column("group", "Group")] if study.groups else []
 
 
-def _quoted_row(number: int, row: Quoted) -> Row:
+def _score_column(name: str) -> Column:
+    score = score_named(name)
+    better: Literal["higher", "lower"] = "higher" if score.higher_is_better else "lower"
+    return Column(name, score.heading, "number", better, score.scale, score.digits)
+
+
+def _compared(study: Study) -> list[str]:
+    """The scores that stand in a table of methods."""
+    if study.counted:
+        usual: Iterable[str] = COUNTED[study.counted].compared
+    else:
+        usual = (name for arm in study.arms for name in arm.results)
+    return list(dict.fromkeys([*usual, study.metric]))
+
+
+def _in_percent(names: Sequence[str]) -> str:
+    """Which of the scores are shown in percent, as words after "Scores"."""
+    shares = [name for name in names if score_named(name).is_share]
+    if len(shares) == len(names):
+        return " in percent"
+    return f" ({', '.join(score_named(name).title for name in shares)} in percent)" if shares else ""
+
+
+def _quoted_row(number: int, row: Quoted, compared: Sequence[str]) -> Row:
     protocol = row.protocol or "protocol not stated"
     note = f"Quoted from {row.source}; {row.data}, {protocol}."
     cells = {"method": Cell(f"{row.method} †", note=note)}
-    for name in COMPARED:
+    for name in compared:
         lacking = None if name in row.scores else "Not given by the source."
         cells[name] = Cell(row.scores.get(name), note=lacking)
     stamp = {"source": f"quoted from {row.source}", "data": row.data, "protocol": row.protocol}
@@ -404,7 +459,7 @@ def _quoted_row(number: int, row: Quoted) -> Row:
 
 
 def ablation_table(study: Study) -> Table | None:
-    """The base and the arms that stand on the same root recipe: a column per switch, F1 and IoU, the difference to base.
+    """The base and the arms that stand on the same root recipe: a column per switch, scores, the difference to base.
 
     A switch with one other value than the base's is a column of check marks; with more, the value is printed.
     Returns None where no arm differs from the base by a switch.
@@ -415,18 +470,12 @@ def ablation_table(study: Study) -> Table | None:
     switches = _switches(arms, base)
     if not switches:
         return None
-    scores = list(dict.fromkeys([*(("f1", "iou")), study.metric]))
-    metric = SCORES.get(study.metric, study.metric)
+    usual = COUNTED[study.counted].ablated if study.counted else ()
+    scores = list(dict.fromkeys([*usual, study.metric]))
     columns = [Column("variant", "Variant"), *(column for column, _ in switches)]
     columns += [Column("n", "n", "count")]
-    columns += [Column(name, SCORES.get(name, name), "number", "higher", 100.0) for name in scores]
-    columns += [
-        Column("difference", f"Δ {metric}", "difference", None, 100.0),
-        Column("interval", "95 % interval", "interval", None, 100.0),
-        Column("p", "p", "p"),
-        Column("p_adjusted", "p (Holm)", "p"),
-        Column("verdict", "Verdict"),
-    ]
+    columns += [_score_column(name) for name in scores]
+    columns += _difference_columns(study.metric)
     if mixed:
         columns.append(Column("protocol", "Protocol"))
     rows = []
@@ -434,18 +483,69 @@ def ablation_table(study: Study) -> Table | None:
         cells = {"variant": Cell(arm.title), "n": Cell(len(arm.finished))}
         cells |= {column.key: Cell(values[arm.name]) for column, values in switches}
         cells |= {name: score_cell(arm, name) for name in scores}
-        cells |= _difference_cells(study, arm)
+        if arm.name == study.base:
+            cells["verdict"] = Cell("base")
+        else:
+            result = arm.results.get(study.metric)
+            cells |= _difference_cells(result.difference if result else None, arm, base)
         if mixed:
             cells["protocol"] = Cell(_protocols_of_arm(study, arm))
-        rows.append(Row(arm.name, cells, _stamp(study, arm)))
+        rows.append(Row(arm.name, cells, stamp_of(study, arm)))
     caption = (
-        f"Scores in percent and differences in points to {base.title}, {_caption(study)} {_covered(study)}"
+        f"Scores{_in_percent(scores)} and differences in {score_named(study.metric).points} to {base.title}, "
+        f"{scores_caption(study)} {_covered(study)}"
     )
     left = [arm.title for arm in study.arms if arm.root != base.root]
     notes = (*filter(None, [correction_text(study)]), *_notes(study))
     if left:
         notes += (f"Not shown, as they stand on another recipe than {base.root}: {', '.join(left)}.",)
     return ranked(Table("ablation", "Ablation", caption.strip(), tuple(columns), tuple(rows), notes))
+
+
+def expectations_table(study: Study) -> Table | None:
+    """What was expected of the arms beside what was measured: difference, interval, and whether it holds the expectation.
+
+    Returns None where nothing is expected.
+    """
+    expected = [(arm, arm.expected) for arm in study.arms if arm.expected is not None]
+    if not expected:
+        return None
+    score = score_named(study.metric)
+    columns = (
+        Column("method", "Method"),
+        Column("over", "Over"),
+        Column("expected", "Expected", "difference", None, score.scale, score.digits),
+        *(column for column in _difference_columns(study.metric) if column.kind != "p"),
+        Column("inside", "Inside"),
+        Column("source", "Expected by"),
+    )
+    rows = []
+    for arm, expectation in expected:
+        over, found = study.arm(expectation.over), expectation.difference
+        cells = {
+            "method": Cell(arm.title),
+            "over": Cell(over.title),
+            "expected": Cell(expectation.gain / score.scale),
+            **_difference_cells(found, arm, over),
+            "inside": Cell(_inside(expectation.gain / score.scale, found)),
+            "source": Cell(expectation.source or UNDEFINED),
+        }
+        rows.append(Row(arm.name, cells, stamp_of(study, arm)))
+    caption = f"Gains in {score.points}, {scores_caption(study)} {_covered(study)}"
+    notes = []
+    if (family := max((e.difference.family for _, e in expected if e.difference), default=1)) > 1:
+        notes.append(
+            f"Verdicts are about a difference of 0, of {family} comparisons together (Holm); whether the expectation is "
+            "inside goes by the interval of its comparison alone."
+        )
+    return Table("expectations", "Expected and measured", caption.strip(), columns, tuple(rows), tuple(notes))
+
+
+def _inside(gain: float, found: Difference | None) -> str:
+    """Whether the interval holds the gain; where not, on which side of it the measured interval lies."""
+    if found is None or found.low is None or found.high is None:
+        return UNDEFINED
+    return "yes" if found.low <= gain <= found.high else "no, above" if found.low > gain else "no, below"
 
 
 def correction_text(study: Study) -> str:
@@ -466,17 +566,13 @@ def effects_table(found: Effects, part: int = 1, total: int = 1) -> Table:
     Args:
         part, total: of the tables of effects, each of runs that were measured alike; from 1.
     """
-    score, scale = SCORES.get(found.metric, found.metric), 100.0 if found.metric in SCORES else 1.0
+    score = score_named(found.metric)
     columns = (
         Column("switch", "Switch"),
         Column("change", "Change"),
         Column("n", "n", "count"),
         Column("others", "n before", "count"),
-        Column("effect", f"Δ {score}", "difference", None, scale),
-        Column("interval", "95 % interval", "interval", None, scale),
-        Column("p", "p", "p"),
-        Column("p_adjusted", "p (Holm)", "p"),
-        Column("verdict", "Verdict"),
+        *_difference_columns(found.metric, "effect"),
     )
     stamp = {
         "data": f"{found.alike.data} (fingerprint {found.alike.fingerprint})",
@@ -490,7 +586,7 @@ def effects_table(found: Effects, part: int = 1, total: int = 1) -> Table:
         borrowed = "A run without a repeat: its spread is taken from the others." if effect.borrowed else None
         cells = {
             "switch": Cell(
-                " + ".join(change.key for change in effect.changes), note=_inseparable(effect, found, scale)
+                " + ".join(change.key for change in effect.changes), note=_inseparable(effect, found, score)
             ),
             "change": Cell("; ".join(_change_text(change) for change in effect.changes)),
             "n": Cell(len(runs), runs=runs),
@@ -503,7 +599,7 @@ def effects_table(found: Effects, part: int = 1, total: int = 1) -> Table:
         }
         rows.append(Row(f"effect-{place + 1}", cells, stamp))
     caption = (
-        f"What each switch adds to {score}, in {'points' if scale > 1 else 'its unit'}, all others kept: least squares "
+        f"What each switch adds, in {score.points}, all others kept: least squares "
         f"over {len(found.observations)} runs of {found.configurations} settings on {stamp['data']}, split "
         f"{stamp['split']}, protocol {stamp['protocol']} ({stamp['protocol_details']}), {found.alike.checkpoint} "
         "checkpoint. Intervals cover other seeds, not other images; their errors (HC2) allow for unequal spread."
@@ -516,13 +612,13 @@ def _change_text(change: Change) -> str:
     return f"{change.before} → {change.after}" if change.before else change.after
 
 
-def _inseparable(effect: Effect, found: Effects, scale: float) -> str | None:
+def _inseparable(effect: Effect, found: Effects, score: Score) -> str | None:
     """The sentence on switches that the runs cannot tell apart; None for a single switch."""
     if len(effect.changes) < 2:
         return None
     *names, last = [change.key for change in effect.changes]
     what, runs = f"{', '.join(names)} and {last}", f"these {len(found.observations)} runs"
-    joint = number(effect.value * scale, sign=True) + (" points" if scale > 1 else "")
+    joint = f"{shown_score(effect.value, score, sign=True)} {score.points}"
     if effect.together:
         return f"{what} were always changed together in {runs}; their joint effect is {joint}."
     return f"{what} cannot be told apart in {runs}, whose changes depend on one another; their joint effect is {joint}."
@@ -584,9 +680,12 @@ def efficiency_table(study: Study) -> Table:
         if not alike:
             cells["conditions"] = Cell(conditions[arm.name] or None)
         rows.append(Row(arm.name, cells, {"conditions": conditions[arm.name]}))
-    caption = (
-        f"Measured with {known[0]}." if known and alike else "Conditions differ and are named in each row."
-    )
+    if not known:
+        caption = "No run was measured."
+    elif alike:
+        caption = f"Measured with {known[0]}."
+    else:
+        caption = "Conditions differ and are named in each row."
     caption += " Means over the runs of each method; two decimals."
     uncounted: dict[str, list[str]] = {}
     for arm in study.arms:
@@ -620,12 +719,19 @@ def _without_runs(arm: Arm) -> str:
     return f"{arm.why_empty[0].upper()}{arm.why_empty[1:]}."
 
 
-def _difference_cells(study: Study, arm: Arm) -> dict[str, Cell]:
-    if arm.name == study.base:
-        return {"verdict": Cell("base")}
-    result = arm.results.get(study.metric)
-    difference = result.difference if result else None
-    runs = tuple(run.id for run in (*arm.finished, *study.arm(study.base).finished))
+def _difference_columns(metric: str, name: str = "difference") -> tuple[Column, ...]:
+    score = score_named(metric)
+    return (
+        Column(name, f"Δ {score.heading}", "difference", None, score.scale, score.digits),
+        Column("interval", "95 % interval", "interval", None, score.scale, score.digits),
+        Column("p", "p", "p"),
+        Column("p_adjusted", "p (Holm)", "p"),
+        Column("verdict", "Verdict"),
+    )
+
+
+def _difference_cells(difference: Difference | None, arm: Arm, over: Arm) -> dict[str, Cell]:
+    runs = tuple(run.id for run in (*arm.finished, *over.finished))
     if difference is None or difference.value is None:
         note = (difference.note if difference else None) or "no finished run to compare"
         note = f"No difference: {note}."
@@ -721,7 +827,7 @@ def _protocols_of_arm(study: Study, arm: Arm) -> str:
     return " / ".join(dict.fromkeys(texts)) or UNDEFINED
 
 
-def _stamp(study: Study, arm: Arm) -> dict[str, str]:
+def stamp_of(study: Study, arm: Arm) -> dict[str, str]:
     return {
         "data": "; ".join(data_sets(study, [arm])),
         "split": study.split,
@@ -735,7 +841,7 @@ def checkpoints(study: Study) -> list[str]:
     return list(dict.fromkeys(name for name in found if name))
 
 
-def _caption(study: Study) -> str:
+def scores_caption(study: Study) -> str:
     """Data set, split, protocol, checkpoint and seeds, as one run of words that ends with a full stop."""
     details = dict.fromkeys(
         protocol_text(run.protocol(study.split, study.protocol)) for _, run in study.finished

@@ -13,12 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from anban.errors import InputError
-from anban.metrics import SCORES, defined
+from anban.metrics import defined
 from anban.record import RunFolder
 from anban.study.records import Arm, Run, Study
+from anban.study.scores import COUNTED, counted_in, score_named
 from anban.study.stats import (
     LEVEL,
     RESAMPLES,
+    Difference,
     Floats,
     Measure,
     corrected,
@@ -31,8 +33,6 @@ from anban.study.stats import (
 )
 
 COMPARISON_FORMAT = "anban-comparison/1"
-COUNTS = ("tn", "fp", "fn", "tp")
-LOWER_IS_BETTER = frozenset({"loss", "mae", "mse", "rmse", "lpips"})
 
 
 def compare(
@@ -50,11 +50,12 @@ def compare(
 
     Used are finished runs with per-image lines for the study's split and protocol (of checkpoint "best" where its
     scores are there), one per seed: of several the last in the list. All others are listed under "left_out" with the
-    reason. A score of `binary_scores` is that of an image set's summed counts; any other is the mean of the per-image
-    scores in samples.jsonl.
+    reason. A score that follows from what the lines count (see `anban.study.scores`) is that of the summed counts; any
+    other is the mean of the per-image scores in samples.jsonl.
 
     Args:
-        metrics: names of scores; None takes the study's one and the other binary scores if there are counts.
+        metrics: names of scores; None takes the study's one and the others that follow from counts, or without counts
+            the others of the images.
         mix: compare even if runs differ in test images (then on the common ones), data or protocol, and say so
             under "mixed".
         pool: whether the variance between runs is taken from all arms or from the two compared.
@@ -62,13 +63,15 @@ def compare(
             Intervals and p stay those of each comparison alone.
         level, resamples, seed: of the intervals.
 
-    Returns: {"format", "id", "title", "question", "split", "protocol", "stamp", "metric", "metrics", "base", "level",
-        "resamples", "pool", "correction", "images", "mixed": [text], "left_out": [{"arm", "seed", "path", "state", "why"}],
+    Returns: {"format", "id", "title", "question", "split", "protocol", "stamp", "metric", "metrics", "counted": a key of
+        `COUNTED` or null, "base", "level", "resamples", "pool", "correction", "images", "mixed": [text], "left_out": [{"arm", "seed", "path", "state", "why"}],
         "arms": [{"name", "title", "recipe", "difference", "is_base", "seeds": [int], "n", "runs": [path], "metrics":
             {name: {"higher_is_better", "values": [per seed], "mean", "std", "n",
                     "difference": null (the base itself, or no runs to compare) | {"value", "low", "high", "verdict",
                         "covers", "images", "seeds": [arm's, base's], "level", "undefined", "note", "p",
-                        "p_adjusted", "family"}}}}]}
+                        "p_adjusted", "family"}}}}],
+        "expected": [{"arm", "over", "difference": as above, in the study's score and corrected among themselves, or
+            null}], one for each arm with an expectation}
         mean is null if a value is; std has ddof 1 and is null for a single run. "images" is the number compared.
 
     Raises InputError where runs cannot be compared, or a score is not in the records.
@@ -95,6 +98,8 @@ def compare(
             do="evaluate them alike with anban eval, or allow mixing: the table then says so",
         )
     names = _common_names(every, study)
+    for samples in every:
+        samples.names = names
     measures = _measures(metrics, study.metric, every)
 
     arms: list[dict[str, Any]] = []
@@ -113,34 +118,37 @@ def compare(
                 "metrics": {},
             }
         )
-    for measure in measures:
-        sums = {
-            name: [samples.sums(measure.name, names) for samples in group] for name, group in used.items()
-        }
+
+    def differences_of(
+        measure: Measure, pairs: Sequence[tuple[str, str]]
+    ) -> tuple[dict[str, list[float]], list[Difference | None]]:
+        """Each arm's values, and the difference of each pair of arms; None where one of them has no runs."""
+        sums = {name: [samples.sums(measure.name) for samples in group] for name, group in used.items()}
         values = {name: scores(group, measure) for name, group in sums.items()}
         spread = pooled_spread(list(values.values())) if pool == "study" else None
+        options: dict[str, Any] = {"spread": spread, "level": level, "resamples": resamples, "seed": seed}
         found = [
-            difference(
-                sums[row["name"]],
-                sums[study.base],
-                measure,
-                spread=spread,
-                level=level,
-                resamples=resamples,
-                seed=seed,
-            )
-            if not row["is_base"] and sums[row["name"]] and sums[study.base]
+            difference(sums[one], sums[other], measure, **options)
+            if one != other and sums[one] and sums[other]
             else None
-            for row in arms
+            for one, other in pairs
         ]
-        if correction == "holm":
-            found = corrected(found, measure.higher_is_better)
+        return values, corrected(found, measure.higher_is_better) if correction == "holm" else found
+
+    for measure in measures:
+        values, found = differences_of(measure, [(arm.name, study.base) for arm in study.arms])
         for row, result in zip(arms, found, strict=True):
             row["metrics"][measure.name] = {
                 "higher_is_better": measure.higher_is_better,
                 **_summary(values[row["name"]]),
-                "difference": result and {**asdict(result), "seeds": list(result.seeds)},
+                "difference": _plain(result),
             }
+    pairs = [(arm.name, arm.expected.over) for arm in study.arms if arm.expected]
+    of_pairs = differences_of(_measures([study.metric], study.metric, every)[0], pairs)[1] if pairs else []
+    expected = [
+        {"arm": arm, "over": over, "difference": _plain(result)}
+        for (arm, over), result in zip(pairs, of_pairs, strict=True)
+    ]
     return {
         "format": COMPARISON_FORMAT,
         "id": study.id,
@@ -151,6 +159,7 @@ def compare(
         "stamp": every[0].stamp if every else None,
         "metric": study.metric,
         "metrics": [measure.name for measure in measures],
+        "counted": every[0].counted if every else None,
         "base": study.base,
         "level": level,
         "resamples": resamples,
@@ -160,11 +169,17 @@ def compare(
         "mixed": mixed,
         "left_out": left_out,
         "arms": arms,
+        "expected": expected,
     }
 
 
 class _Samples:
-    """The per-image lines of one run, by image name."""
+    """What the lines of one run say, by image name; the lines themselves may hold large matrices and are not kept.
+
+    Attributes:
+        counted: the key of COUNTED that all lines have.
+        names: the images that count, in this order.
+    """
 
     def __init__(self, run: Run, study: Study):
         assert run.record is not None
@@ -172,21 +187,32 @@ class _Samples:
         info = run.record.info
         self.stamp = run.record.stamp(study.split, study.protocol)
         self.fingerprint = (info.get("data") or {}).get("fingerprint")
-        self.lines: dict[str, Mapping[str, Any]] = {}
-        for line in _lines(run.record, study):
-            if line["name"] in self.lines:
+        lines = _lines(run.record, study)
+        keys = {counted_in(line) for line in lines}
+        self.counted = keys.pop() if len(keys) == 1 else None
+        self.scores: dict[str, Mapping[str, Any]] = {}
+        self._sums: dict[str, Floats] = {}
+        for line in lines:
+            name = line["name"]
+            if name in self.scores:
                 raise InputError(
-                    f"the image {line['name']!r} is in the record twice", where=run.path / "samples.jsonl"
+                    f"the image {name!r} is in the record twice", where=run.path / "samples.jsonl"
                 )
-            self.lines[line["name"]] = line
-        self.has_counts = all(line.get("counts") is not None for line in self.lines.values())
+            self.scores[name] = line.get("scores") or {}
+            if self.counted is not None:
+                self._sums[name] = COUNTED[self.counted].sums(line[self.counted])
+        self.names: Sequence[str] = list(self.scores)
 
-    def sums(self, metric: str, names: Sequence[str]) -> Floats:
-        """What the metric's measure sums, (images, C), of these images in this order."""
-        lines = [self.lines[name] for name in names]
-        if metric in SCORES and self.has_counts:
-            return np.asarray([[line["counts"][cell] for cell in COUNTS] for line in lines], dtype=np.float64)
-        values = [(line.get("scores") or {}).get(metric) for line in lines]
+    @property
+    def sizes(self) -> set[int]:
+        """How many numbers the lines count: one size for one number of classes."""
+        return {len(sums) for sums in self._sums.values()}
+
+    def sums(self, metric: str) -> Floats:
+        """What the metric's measure sums, (images, C)."""
+        if self.counted is not None and metric in COUNTED[self.counted].scores:
+            return np.stack([self._sums[name] for name in self.names])
+        values = [self.scores[name].get(metric) for name in self.names]
         return mean_sums([np.nan if value is None else value for value in values])
 
 
@@ -224,40 +250,46 @@ def _differences(every: Sequence[_Samples]) -> list[str]:
         found.append(f"the protocol differs in {', '.join(unlike) or 'being recorded at all'}")
     if len({samples.fingerprint for samples in every}) > 1:
         found.append("the data differ (fingerprints)")
-    name_sets = [set(samples.lines) for samples in every]
+    name_sets = [set(samples.scores) for samples in every]
     if any(names != name_sets[0] for names in name_sets):
         common = set.intersection(*name_sets)
         found.append(f"the test images differ ({len(common)} in common, of up to {max(map(len, name_sets))})")
-    if len({samples.has_counts for samples in every}) > 1:
-        raise InputError("some runs have pixel counts and some have none", expected="records of one task")
+    if len({samples.counted for samples in every}) > 1 or len(set().union(*(s.sizes for s in every))) > 1:
+        raise InputError(
+            "The runs do not count the same.", expected="records of one task, with one number of classes"
+        )
     return found
 
 
 def _common_names(every: Sequence[_Samples], study: Study) -> list[str]:
     if not every:
         return []
-    names = sorted(set.intersection(*(set(samples.lines) for samples in every)))
+    names = sorted(set.intersection(*(set(samples.scores) for samples in every)))
     if not names:
         raise InputError("The runs have no test image in common.", where=study.id)
     return names
 
 
 def _measures(metrics: Sequence[str] | None, main: str, every: Sequence[_Samples]) -> list[Measure]:
-    counted = bool(every) and every[0].has_counts
-    per_image = {
-        name for samples in every for line in samples.lines.values() for name in line.get("scores") or {}
-    }
-    known = [*SCORES, *sorted(per_image - set(SCORES))] if counted else sorted(per_image)
+    counted = COUNTED.get(every[0].counted or "") if every else None
+    per_image = list(dict.fromkeys(name for s in every for scores in s.scores.values() for name in scores))
+    summed = counted.scores if counted else ()
+    known = [*summed, *(name for name in per_image if name not in summed)]
     if metrics is None:
-        metrics = [main, *(name for name in SCORES if counted and name != main)]
+        metrics = [main, *(summed or per_image)]
     result = []
     for name in dict.fromkeys(metrics):
         if every and name not in known:
             raise InputError(f"the runs have no score {name!r}", where="metric", expected=", ".join(known))
-        result.append(
-            micro(name) if counted and name in SCORES else image_mean(name, name not in LOWER_IS_BETTER)
-        )
+        if counted and name in summed:
+            result.append(micro(name, counted.of))
+        else:
+            result.append(image_mean(name, score_named(name).higher_is_better))
     return result
+
+
+def _plain(found: Difference | None) -> dict[str, Any] | None:
+    return None if found is None else {**asdict(found), "seeds": list(found.seeds)}
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:

@@ -49,8 +49,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anban.record import RunFolder
-from anban.study.compare import LOWER_IS_BETTER
 from anban.study.records import experiment
+from anban.study.scores import score_named
 from anban.study.stats import LEVEL, Floats, Verdict, holm, verdict_of
 from anban.study.switches import Missing, plain, switches
 
@@ -153,7 +153,7 @@ def effects(
     One run counts per configuration (hash) and seed, the latest. Runs without a recipe.yaml count for nothing.
 
     Args:
-        metric: name of the score; in the records a fraction, and so are the effects.
+        metric: name of the score; the effects have the unit it is recorded in (shares are fractions).
         split, protocol: where it was measured; None takes every protocol there is, each for itself.
         reference: the base's recipe by dotted key; its levels are what changes are counted from. None takes the recipe
             that the others name as theirs; a level that no run has is replaced by the commonest.
@@ -369,7 +369,7 @@ def _effects(
     effects = [effect for group in groups for effect in _of_group(group, columns, design, basis, fit, level)]
     known = [effect.p for effect in effects if effect.p is not None]
     adjusted = iter(holm(known))
-    higher = metric not in LOWER_IS_BETTER
+    higher = score_named(metric).higher_is_better
     judged = []
     for effect in effects:
         if effect.p is not None:

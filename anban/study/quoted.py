@@ -5,7 +5,7 @@ A file of quoted numbers is YAML:
     quoted:
       - method: ChangeFormer
         data: LEVIR-CD
-        scores: {precision: 92.05, recall: 88.80, f1: 90.40, iou: 82.48, oa: 99.04}   # in percent, as printed
+        scores: {precision: 92.05, recall: 88.80, f1: 90.40, iou: 82.48, oa: 99.04}   # as printed: shares in percent
         protocol: 256 px crops                    # how they were measured, as far as the source says
         source: {title: Bandara and Patel 2022, arxiv: "2201.01293", table: 1}        # or doi instead of arxiv
 """
@@ -19,11 +19,11 @@ from typing import Annotated, Any
 from annotated_types import Ge, Interval, Len
 
 from anban.errors import InputError
-from anban.metrics import SCORES
 from anban.recipe.schema import Arguments, bind, unknown
 from anban.recipe.yamlfile import read
+from anban.study.scores import NAMED
 
-Percent = Annotated[float, Interval(ge=0, le=100)]
+Printed = Annotated[float, Interval(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Quoted:
-    """One quoted row; `scores` in percent in the file, and as fractions 0..1 (as in the records) once read."""
+    """One quoted row; `scores` as they are shown in the file (shares in percent), and as in the records once read."""
 
     method: Annotated[str, Len(1)]
     data: Annotated[str, Len(1)]
-    scores: Annotated[dict[str, Percent], Len(1)]
+    scores: Annotated[dict[str, Printed], Len(1)]
     source: Source
     protocol: str = ""
 
 
 def read_quoted(path: Path | str) -> list[Quoted]:
-    """The rows of a file of quoted numbers, scores as fractions.
+    """The rows of a file of quoted numbers, scores as in the records (shares as fractions).
 
     Raises:
         InputError: something in the file cannot be used; names the file and the key.
@@ -82,10 +82,11 @@ def _row(place: str, words: dict[str, Any]) -> Quoted:
     if not (source.doi or source.arxiv):
         raise InputError("The source has neither DOI nor arXiv number.", where=f"{place}.source")
     for name in row["scores"]:
-        if name not in SCORES:
-            raise unknown("score", name, SCORES, f"{place}.scores")
-    if max(row["scores"].values()) <= 1:
+        if name not in NAMED:
+            raise unknown("score", name, NAMED, f"{place}.scores")
+    shares = [value for name, value in row["scores"].items() if NAMED[name].is_share]
+    if shares and max(shares) <= 1:
         raise InputError("No score is above 1: these look like fractions.", where=f"{place}.scores",
                          expected="percent, as papers print them")  # fmt: skip
-    scores = {name: round(value / 100, 12) for name, value in row["scores"].items()}
+    scores = {name: round(value / NAMED[name].scale, 12) for name, value in row["scores"].items()}
     return Quoted(**{**row, "source": source, "scores": scores})

@@ -19,14 +19,35 @@ from anban.errors import InputError
 from anban.recipe import flatten
 from anban.recipe.recipe import DESCRIPTION, NOT_THE_EXPERIMENT
 from anban.recipe.yamlfile import read
-from anban.record import RunFolder, readable
-from anban.study.stats import Difference
+from anban.record import RunFolder, deciding_score, readable
+from anban.study.scores import COUNTED, counted_in
+from anban.study.stats import Difference, Floats
 from anban.study.study import FORMAT as STUDY_FORMAT
 
 STUDY_FILE = "study.json"
 ENDED_EARLY = ("failed", "interrupted")
 # Keys of a recipe that name it, or say how a machine runs it, and change nothing about the experiment.
 DESCRIBING = frozenset({*DESCRIPTION, *NOT_THE_EXPERIMENT})
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """Per-image scores by image name, and the sum of the per-image matrices (K, K) where there are any."""
+
+    scores: dict[str, dict[str, float | None]]
+    matrix: Floats | None
+
+    @classmethod
+    def of(cls, lines: Iterable[Mapping[str, Any]]) -> _Evaluated:
+        scores: dict[str, dict[str, float | None]] = {}
+        total: Floats | None = None
+        for line in lines:
+            scores[line["name"]] = line.get("scores") or {}
+            key = counted_in(line)
+            if key is not None and (as_matrix := COUNTED[key].matrix) is not None:
+                matrix = as_matrix(line[key])
+                total = matrix if total is None else total + matrix
+        return cls(scores, total)
 
 
 @dataclass(frozen=True)
@@ -76,26 +97,24 @@ class Run:
         """The checkpoint whose scores are reported."""
         return self.record.scored_checkpoint(split, protocol) if self.record else None
 
-    def counts(self, split: str, protocol: str) -> dict[str, dict[str, int]]:
-        """Image name -> {"tn", "fp", "fn", "tp"}."""
-        return {s["name"]: s["counts"] for s in self._samples(split, protocol) if s.get("counts")}
+    def matrix(self, split: str, protocol: str) -> Floats | None:
+        """How often each label got each prediction, (K, K), over all images; None where the lines count no such thing."""
+        return self._evaluated(split, protocol).matrix
 
     def image_score(self, split: str, protocol: str, image: str, name: str) -> float | None:
         """The per-image score `name` of `image`, None where it is undefined or was not recorded."""
-        found = (s for s in self._samples(split, protocol) if s["name"] == image)
-        return next(((s.get("scores") or {}).get(name) for s in found), None)
+        return self._evaluated(split, protocol).scores.get(image, {}).get(name)
 
-    def _samples(self, split: str, protocol: str) -> list[dict[str, Any]]:
-        """The per-image lines of the checkpoint that is reported."""
+    def _evaluated(self, split: str, protocol: str) -> _Evaluated:
+        """What the per-image lines of the checkpoint that is reported say."""
         if (split, protocol) not in self._read:
-            lines = (
-                self.record.samples(split, protocol, self.checkpoint(split, protocol)) if self.record else []
-            )
-            self._read[split, protocol] = lines
+            checkpoint = self.checkpoint(split, protocol)
+            lines = self.record.samples(split, protocol, checkpoint) if self.record else []
+            self._read[split, protocol] = _Evaluated.of(lines)
         return self._read[split, protocol]
 
     @cached_property
-    def _read(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    def _read(self) -> dict[tuple[str, str], _Evaluated]:
         return {}
 
     def series(self, split: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -121,20 +140,16 @@ class Run:
         return experiment(self.record) if self.record else {}
 
     @cached_property
-    def _pictured(self) -> dict[str, Any]:
+    def pictured(self) -> dict[str, Any]:
+        """index.json of the stored pictures, {} where there are none."""
         index = self.path / "figures" / "samples" / "index.json"
         return json.loads(index.read_text(encoding="utf-8")) if self.info and index.is_file() else {}
 
     @cached_property
     def pictures(self) -> dict[str, Path]:
-        """Scene name -> folder with a.png, b.png, label.png, probability.png, in the recorded order."""
+        """Scene name -> folder with its pictures, in the recorded order."""
         folder = self.path / "figures" / "samples"
-        return {each["name"]: folder / each["folder"] for each in self._pictured.get("samples", [])}
-
-    @property
-    def picture_threshold(self) -> float:
-        """The threshold on the stored probabilities above which a pixel counts as change."""
-        return float(self._pictured.get("threshold", 0.5))
+        return {each["name"]: folder / each["folder"] for each in self.pictured.get("samples", [])}
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,22 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """What somebody expected of an arm.
+
+    Attributes:
+        gain: over the arm `over`, in the study's score as it is shown (points, for a share).
+        source: where the expectation comes from.
+        difference: what was measured.
+    """
+
+    gain: float
+    over: str
+    source: str = ""
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
 class Arm:
     """One method or variant of the study with its runs in seed order and its results by score name."""
 
@@ -157,6 +188,7 @@ class Arm:
     difference: dict[str, Any]
     runs: tuple[Run, ...]
     results: dict[str, Result] = field(default_factory=dict)
+    expected: Expectation | None = None
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -191,6 +223,7 @@ class Study:
         base: name of the arm that the others are compared with.
         mixed: what is not alike in the runs (protocol, data, images) where mixing was asked for, as texts.
         groups: group -> names of its arms, both in the order of tables.
+        counted: what the runs' lines count, a key of COUNTED; None for per-image scores alone.
     """
 
     id: str
@@ -203,6 +236,7 @@ class Study:
     arms: tuple[Arm, ...]
     mixed: tuple[str, ...] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    counted: str | None = None
 
     @property
     def rows(self) -> list[tuple[str, Arm]]:
@@ -250,6 +284,7 @@ def load_study(path: Path | str) -> Study:
                 recipe=arm["recipe"],
                 difference=arm.get("difference") or {},
                 runs=_by_seed(_run_of(file.parent, run) for run in arm["runs"]),
+                expected=Expectation(**arm["expected"]) if arm.get("expected") else None,
             )
             for arm in info["arms"]
         ]
@@ -259,7 +294,7 @@ def load_study(path: Path | str) -> Study:
             question=info.get("question") or "",
             split=info["split"],
             protocol=info["protocol"],
-            metric=info["metric"],
+            metric=info["metric"] or deciding(run.record for arm in arms for run in arm.runs if run.record),
             base=info["base"],
             arms=tuple(arms),
             groups=info.get("groups") or {},
@@ -285,9 +320,9 @@ def runs_as_study(
     damaged is passed over with a warning.
 
     Args:
-        split, protocol: None takes those of the first score (that fits the other one, if given) of the first
-            finished run that has one, else test and whole.
-        metric: None takes the number that picked the checkpoint of the first finished run, else f1.
+        split, protocol: None takes those of the first score (that fits the other one, if given) of the first run that
+            has one, a finished one if possible.
+        metric: None takes the score that picked the checkpoints.
 
     Raises InputError for a path that is no run folder, and when there is no readable one.
     """
@@ -316,25 +351,31 @@ def runs_as_study(
     named = [record.info.get("base") for record in records]
     base = next((arm for arm in arms if arm.recipe in named), arms[0])
     finished = [record for record in records if record.state == "finished"]
-    first = next(iter(finished), records[0])
-    best = (first.info.get("progress") or {}).get("best") or {}
     evaluated = (
         (str(score["split"]), str(score["protocol"]))
-        for record in finished
+        for record in [*finished, *records]
         for score in record.info.get("scores") or []
         if split in (None, score["split"]) and protocol in (None, score["protocol"])
     )
-    found = next(evaluated, ("test", "whole"))
+    found = next(evaluated, ("", ""))
     return Study(
         id="runs",
         title=" and ".join(arm.title for arm in arms) if len(arms) < 3 else f"{len(arms)} configurations",
         question="",
         split=split or found[0],
         protocol=protocol or found[1],
-        metric=metric or best.get("name") or "f1",
+        metric=metric or deciding([*finished, *records]),
         base=base.name,
         arms=tuple(arms),
     )
+
+
+def deciding(runs: Iterable[RunFolder]) -> str:
+    """The score that picks the runs' checkpoints, as the first one says that does; else the first score of all, "" for none."""
+    infos = [run.info for run in runs]
+    named = (str(name) for info in infos if (name := deciding_score(info)))
+    scored = (str(score["name"]) for info in infos for score in info.get("scores") or [])
+    return next(named, None) or next(scored, "")
 
 
 def experiment(run: RunFolder) -> dict[str, Any]:
@@ -383,6 +424,9 @@ def _check(study: Study, file: Path) -> None:
         raise InputError("two arms have the same name", where=file, expected="a name for each")
     if study.base not in names:
         raise InputError(f"the base {study.base!r} is no arm", where=file, expected=", ".join(names))
+    for arm in study.arms:
+        if arm.expected and arm.expected.over not in names:
+            raise InputError(f"something is expected over {arm.expected.over!r}, which is no arm", where=file)
     listed = [name for group in study.groups.values() for name in group]
     if not set(listed) <= set(names):
         raise InputError(f"the groups name what is no arm: {', '.join(listed)}", where=file)

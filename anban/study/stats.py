@@ -45,7 +45,7 @@ chance of any false finding in the family at 5 % however the comparisons depend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -82,9 +82,9 @@ class Measure:
     higher_is_better: bool = True
 
 
-def micro(name: str) -> Measure:
-    """A score of `binary_scores` on summed counts; per-image sums are the counts themselves, (images, 4)."""
-    return Measure(name, lambda sums: binary_scores(sums)[name])
+def micro(name: str, of: Callable[[Floats], Mapping[str, Floats]] = binary_scores) -> Measure:
+    """A score, among those that `of` gives, of summed counts; per-image sums are the counts themselves, (images, C)."""
+    return Measure(name, lambda sums: of(sums)[name])
 
 
 def image_mean(name: str, higher_is_better: bool = True) -> Measure:

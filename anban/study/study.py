@@ -8,9 +8,12 @@ A study file is YAML:
     arms:
       no-flip: {set: {augment.flip: null}}            # dotted keys that differ from the base
       tinycd: {title: TinyCD, recipe: change/demo-tinycd}  # or another recipe
+      wider:                             # what is expected of an arm, in points of the deciding score, over the base
+        set: {model.width: 32}           # or over the arm named: the report has it beside what was measured
+        expected: {gain: 1.3, over: no-flip, source: "table 4 of the paper"}
     set: {train.epochs: 10}              # keys set in every arm
     seeds: 2                             # 0 .. n-1, or a list
-    compare: {split: test, protocol: whole, metric: f1}
+    compare: {split: test, protocol: whole, metric: f1}  # else the first of the base recipe's eval, and its task's score
     groups: {CNN: [base, tinycd]}        # optional: tables name each arm's group and have their rows in this order
 
 Switches that are to be combined are `axes`. Every combination is an arm, called by its values joined by "-"; the one
@@ -29,7 +32,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -40,7 +43,7 @@ from loguru import logger
 import anban
 from anban.errors import InputError
 from anban.recipe import Recipe, load_recipe
-from anban.recipe.recipe import find, recipe_files
+from anban.recipe.recipe import find, prefix, recipe_files
 from anban.recipe.schema import Arguments, bind, unknown
 from anban.recipe.yamlfile import read
 from anban.record import RunFolder, readable
@@ -82,11 +85,21 @@ class ArmFile:
     title: str = ""
     recipe: str = ""
     set: dict[str, Any] = field(default_factory=dict)
+    expected: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExpectedFile:
+    """What is expected of an arm, in a study file; `over` is the base arm if empty."""
+
+    gain: float
+    over: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class CompareFile:
-    """What decides, in a study file; empty means the first of the base recipe's `eval`."""
+    """What decides, in a study file; empty means the first of the base recipe's `eval` and the task's score."""
 
     split: str = ""
     protocol: str = ""
@@ -100,11 +113,17 @@ class Arm:
     name: str
     title: str
     recipe: Recipe
+    expected: ExpectedFile | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that has been read and checked; nothing has run yet."""
+    """A study that has been read and checked; nothing has run yet.
+
+    Attributes:
+        compare: `split`, `protocol` and `metric`, by which verdicts go; without a metric it is the score that picks the
+            runs' checkpoints.
+    """
 
     id: str
     title: str
@@ -119,17 +138,15 @@ class Plan:
 def study_files() -> dict[str, Path]:
     """Every study that comes with the package: id -> file, from `anban/tasks/<task>/studies/`."""
     files = sorted(Path(anban.__file__).parent.glob("tasks/*/studies/*.yaml"))
-    return {f"{file.parent.parent.name}/{file.stem}": file for file in files}
+    return {f"{prefix(file.parent.parent.name)}/{file.stem}": file for file in files}
 
 
-def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric: str = "f1") -> Plan:
+def load_plan(name: str, overrides: list[str], seeds: int | None = None) -> Plan:
     """Read a study (an id, a study file, or a recipe) and check every arm.
 
-    Args:
-        metric: the score that decides where the study names none.
-
     Raises:
-        InputError: unknown study, key or recipe; two arms with the same effective configuration; groups of what is no arm.
+        InputError: unknown study, key or recipe; two arms with the same effective configuration; groups of what is no
+            arm, or an expectation over it.
     """
     files = study_files()
     path = files.get(name, Path(name))
@@ -149,9 +166,13 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
     for arm_name, words in [*combined.items(), *given.arms.items()]:
         own = _read(ArmFile, f"arms.{arm_name}", words or {})
         recipe = load_recipe(own.recipe or given.base, [*common, *_as_overrides(own.set)])
-        arms.append(Arm(str(arm_name), own.title or str(arm_name), recipe))
+        expected = _read(ExpectedFile, f"arms.{arm_name}.expected", own.expected) if own.expected else None
+        if expected is not None:
+            expected = replace(expected, over=expected.over or base_name)
+        arms.append(Arm(str(arm_name), own.title or str(arm_name), recipe, expected))
     _refuse_twins(arms, path)
     _check_groups(given.groups, arms, path)
+    _check_expectations(arms, path)
     asked = seeds if seeds is not None else given.seeds
     numbers = list(range(asked)) if isinstance(asked, int) else asked
     if len(set(numbers)) < len(numbers):
@@ -160,7 +181,7 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
     decides = {
         "split": compare.split or base.config["eval"]["splits"][0],
         "protocol": compare.protocol or base.config["eval"]["protocols"][0],
-        "metric": compare.metric or metric,
+        "metric": compare.metric,
     }
     for arm in arms:
         for key, place in (("split", "splits"), ("protocol", "protocols")):
@@ -172,7 +193,7 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None, metric:
     return Plan(identifier, title, given.question, base_name, arms, numbers, decides, given.groups)
 
 
-Keys = TypeVar("Keys", StudyFile, ArmFile, CompareFile)
+Keys = TypeVar("Keys", StudyFile, ArmFile, ExpectedFile, CompareFile)
 
 
 def _read(kind: type[Keys], name: str, content: Any) -> Keys:
@@ -267,6 +288,7 @@ def _write(file: Path, plan: Plan, results: Mapping[str, list[dict[str, Any]]]) 
                 "recipe": arm.recipe.id,
                 "hash": arm.recipe.hash,
                 "difference": _difference(plan.arms[0].recipe, arm.recipe),
+                "expected": arm.expected and asdict(arm.expected),
                 "runs": results[arm.name],
             }
             for arm in plan.arms
@@ -322,6 +344,18 @@ def _check_groups(groups: Mapping[str, list[str]], arms: list[Arm], where: Path)
             raise unknown("arm", name, names, f"{where}, key 'groups'")
         if listed.count(name) > 1:
             raise InputError(f"The arm '{name}' is listed twice.", where=f"{where}, key 'groups'")
+
+
+def _check_expectations(arms: list[Arm], where: Path) -> None:
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        if arm.expected is None:
+            continue
+        place = f"{where}, key 'arms.{arm.name}.expected.over'"
+        if arm.expected.over not in names:
+            raise unknown("arm", arm.expected.over, names, place)
+        if arm.expected.over == arm.name:
+            raise InputError(f"The arm '{arm.name}' is expected to gain over itself.", where=place)
 
 
 def _as_overrides(values: Mapping[str, Any]) -> Iterator[str]:

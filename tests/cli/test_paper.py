@@ -51,8 +51,10 @@ def test_the_table_of_data_sets_is_counted_from_their_files(demo_data: Path, tmp
 
 
 def test_a_folder_without_data_and_a_name_used_twice_are_refused(demo_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no known layout"):
+    with pytest.raises(InputError, match=r"no layout that a task knows[\s\S]*--task with one of .*change"):
         printed("data", tmp_path, "--out", tmp_path)
+    with pytest.raises(InputError, match="no known layout"):
+        printed("data", tmp_path, "--task", "change", "--out", tmp_path)
     for name in ("A", "B", "label"):
         (tmp_path / "train" / name).mkdir(parents=True)
     with pytest.raises(InputError, match="pairs to describe"):

@@ -58,11 +58,11 @@ def test_list_is_aligned_text_elsewhere_than_on_a_terminal(tmp_path: Path) -> No
     for arguments in (["--out", tmp_path], ["list", "--out", tmp_path], ["--out", tmp_path, "list"]):
         heads, *rows = printed(*arguments).splitlines()
         assert heads.split()[:7] == ["id", "recipe", "state", "outcome", "seed", "started", "seconds"]
-        assert "f1 (test, whole, best)" in heads
+        assert heads.split()[7:] == ["result", "of", "why"]
         assert len(rows) == 2
         assert rows[0].endswith("loss is NaN at [red]step 3")
         assert rows[1].split()[:5] == [run.id, "change/tiny", "finished", "-", "3"]
-        assert rows[1].endswith("0.8125")
+        assert rows[1].endswith("0.8125  f1 (test, whole, best)")
         assert rows[0].index("change/tiny") == rows[1].index("change/tiny") == heads.index("recipe")
 
 
@@ -71,7 +71,7 @@ def test_list_as_json_and_its_filters(tmp_path: Path) -> None:
     second.finish("failed", why="no memory")
     rows = json.loads(printed("--json", "--out", tmp_path))
     assert [row["id"] for row in rows] == [second.id, first.id]
-    assert (rows[1]["score"], rows[1]["state"], rows[0]["why"]) == (0.25, "finished", "no memory")
+    assert (rows[1]["result"], rows[1]["state"], rows[0]["why"]) == (0.25, "finished", "no memory")
     assert [
         r["id"] for r in json.loads(printed("list", "--json", "--state", "finished", "--out", tmp_path))
     ] == [first.id]
@@ -81,6 +81,27 @@ def test_list_as_json_and_its_filters(tmp_path: Path) -> None:
     assert len(json.loads(printed("list", "--json", "--limit", 0, "--out", tmp_path))) == 2
     assert json.loads(printed("--json", "--out", tmp_path, "list", "--recipe", "seg/*")) == []
     assert "finished" in refusal("list", "--state", "finishd", "--out", tmp_path)
+
+
+def test_each_run_is_listed_with_the_score_that_decides_for_it(tmp_path: Path) -> None:
+    """Not with one score for all: runs of other tasks have others, on other splits."""
+    place = {"split": "val", "protocol": "ss", "checkpoint": "last"}
+    scores = [{**place, "name": name, "value": value} for name, value in (("pixel_acc", 0.9), ("miou", 0.7))]
+    create(tmp_path, f1=0.25, select="f1")
+    chosen, validated, neither = (create(tmp_path, seed=seed) for seed in (1, 2, 3))
+    best = [{**scores[1], "checkpoint": "best", "value": 0.75}]
+    chosen.update(select="miou", scores=[*scores, *best])
+    validated.update(progress={"best": {"name": "miou"}}, scores=scores)
+    neither.update(scores=scores)
+    create(tmp_path, seed=4).update(scores=[])
+    rows = json.loads(printed("--json", "--out", tmp_path))
+    assert {row["seed"]: (row["result"], row["result_of"]) for row in rows} == {
+        0: (0.25, "f1 (test, whole, best)"),
+        1: (0.75, "miou (val, ss, best)"),
+        2: (0.7, "miou (val, ss, last)"),
+        3: (0.9, "pixel_acc (val, ss, last)"),
+        4: (None, None),
+    }
 
 
 def test_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

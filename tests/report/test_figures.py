@@ -11,9 +11,10 @@ from PIL import Image
 
 from anban.errors import InputError
 from anban.record import RunFolder
-from anban.report import figures
-from anban.report.figures import CONVENTIONS, change_map, smoothed
+from anban.report import classwise, figures, sheets
+from anban.report.figures import smoothed
 from anban.report.records import open_study
+from anban.report.views.change import CONVENTIONS, change_map
 from anban.study.records import Arm, Run, Study
 
 WHITE, BLACK, RED, GREEN = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0)
@@ -91,37 +92,38 @@ def test_the_axis_of_differences_is_not_stretched_by_one_outlier() -> None:
 
 def test_scenes_show_dates_truth_and_each_method_with_its_f1(study_file: Path) -> None:
     study = open_study(study_file)
-    rows = figures.scenes(study)
-    assert [row.name for row in rows] == ["test_01.png", "test_02.png"]
-    assert [tile.column for tile in rows[0].tiles] == [
-        "T1",
-        "T2",
-        "Ground truth",
-        *(arm.title for arm in DEMO),
-    ]
-    blind = rows[0].tiles[-1]
-    truth = rows[0].tiles[2].pixels[..., 0] > 0
+    sheet = sheets.sheet_of(study)
+    assert sheet is not None
+    assert [scene.name for scene in sheet.scenes] == ["test_01.png", "test_02.png"]
+    assert sheet.columns == ("T1", "T2", "Ground truth", *(arm.title for arm in DEMO))
+    first, second = (scene.lines[0] for scene in sheet.scenes)
+    assert tuple(tile.title for tile in first) == sheet.columns
+    blind = first[-1]
+    truth = first[2].pixels[..., 0] > 0
     assert (blind.pixels[truth] == GREEN).all()
     assert (blind.pixels[~truth] == BLACK).all()
-    tile = rows[1].tiles[3]
+    tile = second[3]
     run = study.arm("tinycd").runs[0]
-    assert (tile.run, tile.f1) == (run.id, run.image_score("test", "whole", "test_02.png", "f1"))
+    f1 = run.image_score("test", "whole", "test_02.png", "f1")
+    assert (tile.run, tile.score) == (run.id, f"F1 {100 * f1:.1f}")
     # The map, counted pixel by pixel, is the recorded confusion matrix.
     counted = {
         name: int((tile.pixels == getattr(CONVENTIONS["fp-red-fn-green"], name)).all(axis=2).sum())
         for name in ("tn", "fp", "fn", "tp")
     }
-    assert counted == run.counts("test", "whole")["test_02.png"]
+    lines = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    assert counted == lines[1]["counts"]
 
 
 def test_the_saved_sheet_keeps_every_pixel(small: Callable[..., Path], tmp_path: Path) -> None:
-    rows = figures.scenes(open_study(small(size=80)))
-    figures.save(figures.sheet(rows), tmp_path / "sheet")
+    sheet = sheets.sheet_of(open_study(small(size=80)))
+    assert sheet is not None
+    figures.save(sheets.draw(sheet), tmp_path / "sheet")
     saved = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     factor = 240 // 80
-    for tile in rows[0].tiles:
+    for tile in sheet.scenes[0].lines[0]:
         big = np.kron(tile.pixels, np.ones((factor, factor, 1), dtype=np.uint8))
-        assert _contains(saved, big), tile.column
+        assert _contains(saved, big), tile.title
 
 
 def _contains(image: np.ndarray, part: np.ndarray) -> bool:
@@ -142,15 +144,18 @@ def _contains(image: np.ndarray, part: np.ndarray) -> bool:
     return any((image[y : y + h, x : x + w] == part).all() for y, x in zip(*np.nonzero(fits), strict=True))
 
 
-def test_the_legend_names_outcome_and_colour() -> None:
-    labels = [patch.get_label() for patch in figures.legend_patches("opencd")]
+def test_the_legend_names_outcome_and_colour(study_file: Path) -> None:
+    sheet = sheets.sheet_of(open_study(study_file), "opencd")
+    assert sheet is not None
+    labels = [text.get_text() for text in sheets.draw(sheet).legends[0].get_texts()]
     assert labels == ["TP true positive (green)", "TN true negative (black)", "FP false positive (yellow)",
                       "FN false negative (red)"]  # fmt: skip
 
 
 def test_sheet_prints_its_legend_and_the_scores(study_file: Path) -> None:
-    rows = figures.scenes(open_study(study_file))
-    figure = figures.sheet(rows, "fp-red-fn-blue")
+    sheet = sheets.sheet_of(open_study(study_file), "fp-red-fn-blue")
+    assert sheet is not None
+    figure = sheets.draw(sheet)
     texts = [text.get_text() for text in figure.texts]
     assert "FN false negative (blue)" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "test_01" in texts
@@ -191,7 +196,7 @@ def test_arms_keep_different_lines_however_many_there_are() -> None:
 
 
 def test_differences_tell_the_verdict_in_words_and_shape(study_file: Path) -> None:
-    figure = figures.differences(open_study(study_file), "f1")
+    figure = figures.differences(open_study(study_file))
     assert figure is not None
     axes, words = figure.axes
     assert [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()] == [
@@ -218,10 +223,9 @@ def test_confusion_shares_by_hand(tmp_path: Path) -> None:
 
     arm = Arm("a", "A", "r", {}, (run(tn=6, fp=2, fn=1, tp=3), run(tn=8, fp=0, fn=3, tp=1)))
     study = Study("i", "t", "q", "test", "whole", "f1", "a", (arm,))
-    shares = figures._shares(study, arm)
-    assert shares is not None
-    assert shares.tolist() == [[0.875, 0.125], [0.5, 0.5]]
-    figure = figures.confusion(study)
+    matrices = [run.matrix("test", "whole") for run in arm.runs]
+    assert classwise.shares([m for m in matrices if m is not None]).tolist() == [[0.875, 0.125], [0.5, 0.5]]
+    figure = classwise.confusion(study)
     assert figure is not None
     assert [text.get_text() for text in figure.axes[0].texts] == ["87.5 %", "12.5 %", "50.0 %", "50.0 %"]
 
@@ -231,16 +235,17 @@ def test_nothing_recorded_gives_no_figure(tmp_path: Path) -> None:
         "i", "t", "q", "test", "whole", "f1", "a", (Arm("a", "A", "r", {}, (Run(tmp_path, 0, "failed"),)),)
     )
     assert figures.curves(study) is None
-    assert figures.differences(study, "f1") is None
-    assert figures.confusion(study) is None
-    assert figures.scenes(study) == []
+    assert figures.differences(study) is None
+    assert classwise.confusion(study) is None
+    assert classwise.class_table(study) is None
+    assert sheets.sheet_of(study) is None
 
 
 def test_figures_are_the_same_bytes_each_time(small: Callable[..., Path], tmp_path: Path) -> None:
     study = open_study(
         small((FakeArm("one", "One", 0.6, "change/one"), FakeArm("two", "Two", 0.7, "change/one")))
     )
-    first, second = (figures.confusion(study) for _ in range(2))
+    first, second = (classwise.confusion(study) for _ in range(2))
     assert first is not None
     assert second is not None
     for one, two in zip(

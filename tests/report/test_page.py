@@ -208,7 +208,7 @@ def test_cautions_name_failed_blind_and_unequal_runs(small: Callable[..., Path])
     found = {caution.text: caution.runs for caution in cautions(study)}
     texts = "\n".join(found)
     assert "TinyCD, seed 1 (failed): The loss became NaN" in texts
-    blind = next(text for text in found if "no change at all" in text)
+    blind = next(text for text in found if "predicted 'no change' everywhere" in text)
     assert found[blind] == tuple(run.id for run in study.arm("siamdiff").runs)
     assert "differ in their device: cpu; cuda" in texts
     assert "differ in their code (commit)" in texts

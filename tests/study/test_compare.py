@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anban.errors import InputError
-from anban.metrics import binary_scores
+from anban.metrics import binary_scores, class_scores
 from anban.recipe.recipe import DESCRIPTION
 from anban.record import RunFolder
 from anban.study.compare import _common_names, _Samples, compare
@@ -170,6 +170,56 @@ def test_images_are_in_one_order_in_every_process(study):
     one = load_study(study)
     every = [_Samples(run, one) for arm in one.arms for run in arm.runs]
     assert _common_names(every, one) == sorted(f"{index}.png" for index in range(12))
+
+
+def with_confusion(run: Path, classes: int = 3) -> Path:
+    """The run with invented matrices of several classes for its counts."""
+    rng = np.random.default_rng(sum(map(ord, run.name)))
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for line in lines:
+        matrix = rng.integers(0, 20, (classes, classes)) + 100 * np.eye(classes, dtype=int)
+        line["confusion"] = matrix.tolist()
+        del line["counts"]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    edit(run, select="miou")
+    return run
+
+
+def test_scores_of_several_classes_are_those_of_the_summed_matrices(tmp_path):
+    runs = [
+        with_confusion(write_run(tmp_path / f"{name}{seed}", seed=seed)) for name in "ab" for seed in (0, 1)
+    ]
+    study = load_study(write_study(tmp_path, {"a": runs[:2], "b": runs[2:]}, metric=None))
+    assert study.metric == "miou"
+    result = compare(study, resamples=300)
+    assert result["counted"] == "confusion"
+    assert result["metrics"] == ["miou", "pixel_acc", "mean_acc", "fwiou", "mf1"]
+    lines = [json.loads(line) for line in (runs[2] / "samples.jsonl").read_text().splitlines()]
+    expected = class_scores(np.sum([line["confusion"] for line in lines], axis=0))
+    found = result["arms"][1]["metrics"]
+    assert {name: found[name]["values"][0] for name in expected} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}
+    )
+    difference = found["miou"]["difference"]
+    assert difference["low"] < difference["value"] < difference["high"]
+    # Per-image numbers are there too, and are means.
+    assert compare(study, ["rmse"], resamples=300)["arms"][0]["metrics"]["rmse"]["values"] == pytest.approx(
+        [0.2, 0.2]
+    )
+
+
+def test_expected_differences_are_a_family_of_their_own(study):
+    info = json.loads((study / "study.json").read_text())
+    info["arms"][1]["expected"] = {"gain": 2.0, "over": "same", "source": "a paper"}
+    (study / "study.json").write_text(json.dumps(info))
+    (row,) = compare(load_study(study), resamples=300)["expected"]
+    assert (row["arm"], row["over"], row["difference"]["family"]) == ("good", "same", 1)
+    assert row["difference"]["p_adjusted"] == row["difference"]["p"]
+    assert row["difference"]["value"] > 0.05
+    info["arms"][1]["expected"]["over"] = "none"
+    (study / "study.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="'none', which is no arm"):
+        load_study(study)
 
 
 def test_pool_takes_in_the_other_arms(study):

@@ -65,6 +65,14 @@ def test_mistakes_are_named_with_file_and_key(file, old, new, key, what):
     assert "command line" not in str(error.value)
 
 
+def test_scores_that_are_no_shares_stay_as_printed(tmp_path):
+    file = tmp_path / "papers.yaml"
+    file.write_text(QUOTED.replace("{f1: 89.31}", "{psnr: 31.2, ssim: 0.91, miou: 76.2}"))
+    assert read_quoted(file)[1].scores == {"psnr": 31.2, "ssim": 0.91, "miou": 0.762}
+    file.write_text(QUOTED.replace("{f1: 89.31}", "{ssim: 0.91}"))
+    assert read_quoted(file)[1].scores == {"ssim": 0.91}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml"):
         read_quoted(tmp_path / "none.yaml")

@@ -114,6 +114,59 @@ def test_mistakes_are_refused_before_anything_runs(file: Path, change: tuple[str
     assert message in str(error.value)
 
 
+EXPECTED = """
+  wider: {set: {optimizer.lr: 0.01}, expected: {gain: 0.8, over: no-flip, source: "line 304"}}
+  narrow: {set: {optimizer.lr: 0.1}, expected: {gain: -1}}
+"""
+
+
+def test_expectations_are_checked_and_recorded(file: Path, tmp_path: Path) -> None:
+    file.write_text(STUDY.replace("seeds: 2", f"{EXPECTED.strip(chr(10))}\nseeds: 1"))
+
+    def run(recipe: Recipe) -> RunFolder:
+        raise RuntimeError("not today")
+
+    written = run_study(load_plan(str(file), []), tmp_path, run)
+    recorded = [arm["expected"] for arm in json.loads(written.read_text())["arms"]]
+    assert recorded[:3] == [None] * 3
+    assert recorded[3:] == [
+        {"gain": 0.8, "over": "no-flip", "source": "line 304"},
+        {"gain": -1.0, "over": "plain", "source": ""},
+    ]
+    read = [arm.expected for arm in load_study(written).arms]
+    assert read[3] is not None
+    assert (read[0], read[3].gain, read[3].over, read[3].difference) == (None, 0.8, "no-flip", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{gain: 1, over: no-flp}", "did you mean 'no-flip'"),
+        ("{gain: 1, over: wider}", "gain over itself"),
+        ("{gain: much}", "arms.wider.expected.gain"),
+        ("{over: no-flip}", "arms.wider.expected.gain"),
+        ("{gain: 1, above: no-flip}", "arms.wider.expected.above"),
+    ],
+)
+def test_expectations_that_mean_nothing_are_refused(file: Path, words: str, message: str) -> None:
+    arm = f"  wider: {{set: {{optimizer.lr: 0.01}}, expected: {words}}}\n"
+    file.write_text(STUDY.replace("seeds: 2", f"{arm}seeds: 1"))
+    with pytest.raises(InputError) as error:
+        load_plan(str(file), [])
+    assert message in str(error.value)
+
+
+def test_the_score_that_decides_is_the_one_named_or_that_of_the_runs(
+    file: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    plan = load_plan("change/demo-tinycd", [*tiny, "train.iterations=2"], seeds=1)
+    assert plan.compare["metric"] == ""
+    written = run_study(plan, tmp_path / "runs", lambda r: execute(r, tmp_path / "runs", device="cpu"))
+    assert load_study(written).metric == "f1"
+    file.write_text(f"{STUDY}compare: {{metric: iou}}")
+    assert load_plan(str(file), []).compare["metric"] == "iou"
+
+
 def test_groups_are_recorded(file: Path, tmp_path: Path) -> None:
     file.write_text(f"{STUDY}groups: {{small: [tinycd], other: [plain, no-flip]}}")
 

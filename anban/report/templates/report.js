@@ -84,7 +84,8 @@ viewer.addEventListener("click", (event) => {
 });
 viewer.addEventListener("close", () => tiles[at].focus());
 
-// Colours of the change maps: each pixel is one of four colours, so another convention is a swap of colours.
+// Colours of right and wrong: each pixel of a map is an outcome's colour, so another convention is a swap of colours.
+// conventions[name][outcome] is [colour, its name].
 const chooser = document.getElementById("convention");
 if (chooser) {
   const conventions = JSON.parse(document.getElementById("conventions").textContent);
@@ -97,7 +98,7 @@ if (chooser) {
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0);
     const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-    const swap = new Map(Object.keys(from).map((outcome) => [from[outcome].colour.join(), to[outcome].colour]));
+    const swap = new Map(Object.keys(from).map((outcome) => [from[outcome][0].join(), to[outcome][0]]));
     for (let place = 0; place < pixels.data.length; place += 4) {
       pixels.data.set(swap.get(pixels.data.slice(place, place + 3).join()), place);
     }
@@ -109,10 +110,10 @@ if (chooser) {
     const [from, to] = [conventions[current], conventions[chooser.value]];
     current = chooser.value;
     chooser.disabled = true; // a second change must not start from half-coloured maps
-    for (const swatch of document.querySelectorAll(".swatch")) {
-      swatch.style.background = `rgb(${to[swatch.dataset.outcome].colour.join()})`;
+    for (const swatch of document.querySelectorAll(".swatch[data-outcome]")) {
+      swatch.style.background = `rgb(${to[swatch.dataset.outcome][0].join()})`;
     }
-    for (const word of document.querySelectorAll(".word")) word.textContent = to[word.dataset.outcome].word;
+    for (const word of document.querySelectorAll(".word")) word.textContent = to[word.dataset.outcome][1];
     await Promise.all([...document.querySelectorAll("img.map")].map((image) => recoloured(image, from, to)));
     chooser.disabled = false;
   });
