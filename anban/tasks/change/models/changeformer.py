@@ -222,9 +222,9 @@ class ChangeFormer(nn.Module):
         for compare, features_a, features_b in reversed(scales):
             coarser = differences[-1] if differences else None
             differences.append(compare(features_a, features_b, coarser))
-        size = differences[-1].shape[-2:]
-        raised = [F.interpolate(difference, size, mode="bilinear") for difference in differences]
-        scores = [self.head(self.fuse(torch.cat(raised, dim=1)))]
+        *coarse, finest = differences
+        raised = [F.interpolate(difference, finest.shape[-2:], mode="bilinear") for difference in coarse]
+        scores = [self.head(self.fuse(torch.cat([*raised, finest], dim=1)))]
         scores += [predict(scale) for predict, scale in zip(self.side, reversed(differences), strict=True)]
         if self.output == "probability":
             scores = [each.sigmoid() for each in scores]
