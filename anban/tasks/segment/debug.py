@@ -27,6 +27,7 @@ def debug(config: dict[str, Any], folder: Path) -> list[str]:
                  "data.limit=null", "data.tile=null",
                  "data.train=train", "data.val=val", "data.test=test",
                  "train.batch_size=2", "train.accumulate=1", "train.epochs=null", "train.iterations=1",
+                 "train.precision=fp32",  # processors emulate fp16, at a hundred times the cost
                  f"train.validate={json.dumps(_small(config['train']['validate']))}",
                  f"eval.splits={json.dumps(list(splits))}", f"eval.protocols={json.dumps(list(protocols))}",
                  "machine.workers=0"]  # fmt: skip
@@ -37,13 +38,15 @@ def debug(config: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _small(protocol: str) -> str:
-    """The same kind of protocol with windows that are smaller than the scenes."""
+    """The same kind of protocol with windows that are smaller than the scenes, and two scales for several."""
     parsed = parse_protocol(protocol)
     if parsed.crop:
         parsed = replace(parsed, crop=(HEIGHT, HEIGHT), stride=(HEIGHT // 2, HEIGHT // 2))
     if parsed.start:
         pixels = {"short": (HEIGHT,), "long": (WIDTH,), "size": (HEIGHT, WIDTH)}[parsed.start.side]
         parsed = replace(parsed, start=Start(parsed.start.side, pixels))
+    if len(parsed.scales) > 2:
+        parsed = replace(parsed, scales=(0.5, 1.0))
     return parsed.name
 
 
