@@ -24,6 +24,7 @@ NAMES = (
     "scenes",
     "networks",
     "official",
+    "official_segmentation",
     "ssm_cpu",
     "ssm_gpu",
 )

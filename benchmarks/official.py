@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -35,10 +35,11 @@ from anban.record.environment import commit
 from anban.ssm.scan import selective_scan
 from anban.tasks.change.models.vss import Blocks
 from benchmarks.networks import Network
-from benchmarks.timing import Findings, Row, Unavailable, interleave, megabytes, row, seconds
+from benchmarks.timing import Findings, Row, Unavailable, interleave, line, megabytes, row, seconds
 
 VARIABLE = "ANBAN_BENCH_OFFICIAL"
 LOOP = "official, its scan in torch"
+COMMIT = "The authors' code, as of commit:"
 ERROR = 1e-4  # largest difference of the scores, relative to the largest score
 
 # The authors' networks --------------------------------------------------------------------------------------
@@ -66,17 +67,28 @@ STAND_INS: dict[str, Any] = {
 }
 
 
+def clone(repository: str) -> Path:
+    """The folder with the clone of `repository`, "owner/name" on GitHub; Unavailable where there is none."""
+    clones, how = os.environ.get(VARIABLE), f"git clone https://github.com/{repository}"
+    if not clones:
+        raise Unavailable(f"set {VARIABLE} to a folder of clones, and there: {how}")
+    folder = Path(clones).resolve() / repository.partition("/")[2]
+    if not folder.is_dir():
+        raise Unavailable(f"{VARIABLE} has no {folder.name}: {how}")
+    return folder
+
+
 @contextmanager
-def _imports(folder: Path) -> Iterator[None]:
+def imports(folder: Path, stand_ins: Mapping[str, Any]) -> Iterator[None]:
     """Let modules be imported from `folder` and the stand-ins; then forget them: clones share names."""
-    before = dict(sys.modules)
-    sys.modules.update(STAND_INS)
+    before, path = dict(sys.modules), list(sys.path)
+    sys.modules.update(stand_ins)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-        for name in sys.modules.keys() & STAND_INS.keys():
+        sys.path[:] = path  # authors add to it as well
+        for name in sys.modules.keys() & stand_ins.keys():
             del sys.modules[name]
         for name, module in list(sys.modules.items()):
             if Path(getattr(module, "__file__", None) or "").is_relative_to(folder):
@@ -85,13 +97,13 @@ def _imports(folder: Path) -> Iterator[None]:
 
 
 def _bit(folder: Path) -> dict[str, nn.Module]:
-    with _imports(folder):
+    with imports(folder, STAND_INS):
         define = importlib.import_module("models.networks").define_G
     return {"official": define(SimpleNamespace(net_G="base_transformer_pos_s4_dd8_dedim8"))}
 
 
 def _changeformer(folder: Path) -> dict[str, nn.Module]:
-    with _imports(folder):
+    with imports(folder, STAND_INS):
         network = importlib.import_module("models.ChangeFormer").ChangeFormerV6
     official = network(embed_dim=256)
     official.register_forward_hook(lambda *given: given[-1][-1])  # of its scores, those at full resolution
@@ -99,9 +111,9 @@ def _changeformer(folder: Path) -> dict[str, nn.Module]:
 
 
 def _mambabcd(folder: Path) -> dict[str, nn.Module]:
-    with _imports(folder / "kernels" / "selective_scan"):
+    with imports(folder / "kernels" / "selective_scan", STAND_INS):
         loop = importlib.import_module("test_selective_scan").selective_scan_ref_v2
-    with _imports(folder):
+    with imports(folder, STAND_INS):
         vmamba: Any = importlib.import_module("changedetection.models.vmamba")
         network = importlib.import_module("changedetection.models.ChangeMambaBCD").ChangeMambaBCD
     tiny = {"depths": (2, 2, 4, 2), "dims": 96, "drop_path_rate": 0.2, **asdict(Blocks())}
@@ -146,16 +158,12 @@ def run(rounds: int) -> Findings:
     """Rows per network: a training step, inference and memory; and by how much the scores differ."""
     if importlib.util.find_spec("einops") is None:
         raise Unavailable("the authors' code needs einops: pip install einops")
-    clones = os.environ.get(VARIABLE)
-    if not clones:
-        urls = ", ".join(f"https://github.com/{release.repository}" for release in RELEASES)
-        raise Unavailable(f"set {VARIABLE} to a folder with clones of {urls}")
     rows: list[Row] = []
     errors: dict[str, dict[str, float]] = {}
     commits, left_out = {}, {}
     for release in RELEASES:
-        folder = Path(clones).resolve() / release.repository.partition("/")[2]
         try:
+            folder = clone(release.repository)
             errors[release.name], found = _compare(release, folder, rounds)
         except Unavailable as why:
             left_out[release.name] = str(why)
@@ -170,10 +178,6 @@ def run(rounds: int) -> Findings:
 
 def _compare(release: Release, folder: Path, rounds: int) -> tuple[dict[str, float], list[Row]]:
     """The errors of our scores against every peer's, and the rows."""
-    if not folder.is_dir():
-        raise Unavailable(
-            f"{VARIABLE} has no {folder.name}: git clone https://github.com/{release.repository}"
-        )
     torch.manual_seed(0)
     peers = release.peers(folder)
     ours = anban.create_model(release.ours)
@@ -207,8 +211,6 @@ def _error(ours: Network, peer: Network) -> float:
 
 
 def _page(rows: list[Row], details: dict[str, Any]) -> str:
-    header = ["case", "ours", "peer", "ours takes", "peer takes", "ratio", "CPU ratio", "pairs"]
-    table = [header, ["---"] * len(header), *(row.cells() for row in rows)]
     errors = [
         f"{name}, {peer}: {error:.1e}"
         for name, found in details["error"].items()
@@ -216,13 +218,17 @@ def _page(rows: list[Row], details: dict[str, Any]) -> str:
     ]
     lists = {
         "Largest difference of the scores, relative to the largest score, with the same weights:": errors,
-        "The authors' code, as of commit:": [
-            f"{of}: {at or 'unknown'}" for of, at in details["commits"].items()
-        ],
+        COMMIT: [f"{of}: {at or 'unknown'}" for of, at in details["commits"].items()],
         "Left out:": [f"{name}: {why}" for name, why in details["left_out"].items()],
     }
-    page = ["# Beside the authors' code", "", *(f"| {' | '.join(cells)} |" for cells in table)]
-    for title, items in lists.items():
+    return page("Beside the authors' code", rows, lists)
+
+
+def page(title: str, rows: Sequence[Row], lists: Mapping[str, Sequence[str]]) -> str:
+    """The table of the rows, and below it each list that is not empty, under its heading."""
+    header = ["case", "ours", "peer", "ours takes", "peer takes", "ratio", "CPU ratio", "pairs"]
+    lines = [f"# {title}", "", *map(line, [header, ["---"] * len(header), *(row.cells() for row in rows)])]
+    for heading, items in lists.items():
         if items:
-            page += ["", title, "", *(f"- {item}" for item in items)]
-    return "\n".join(page) + "\n"
+            lines += ["", heading, "", *(f"- {item}" for item in items)]
+    return "\n".join(lines) + "\n"

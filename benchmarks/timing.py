@@ -283,11 +283,11 @@ def write_table(folder: Path, names: Iterable[str]) -> Path:
     paths = [folder / f"{name}.json" for name in names]
     files = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
     header = ("benchmark", "case", "ours", "peer", "ours takes", "peer takes", "ratio", "CPU ratio", "pairs")
-    lines = [INTRODUCTION, _line(header), _line(["---"] * len(header))]
+    lines = [INTRODUCTION, line(header), line(["---"] * len(header))]
     for file in files:
         if "page" in file:
             continue
-        lines += [_line([file["name"], *Row.from_dict(row).cells()]) for row in file["rows"]]
+        lines += [line([file["name"], *Row.from_dict(row).cells()]) for row in file["rows"]]
     lines += ["", "## What is compared, when and where"]
     for place in dict.fromkeys(_place(file) for file in files):
         lines += ["", f"On {place}:", ""]
@@ -298,7 +298,8 @@ def write_table(folder: Path, names: Iterable[str]) -> Path:
     return readme
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """A line of a table."""
     return f"| {' | '.join(cells)} |"
 
 

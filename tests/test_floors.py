@@ -40,7 +40,7 @@ FLOORS: dict[str, set[str]] = {
     "tasks/detect": SLICE,
     "tasks/denoise": SLICE,
     "tasks": {"recipe"},
-    "engine": {"recipe", "record", "data", "ssm", "testing", "tasks/contract", "tasks"},
+    "engine": {"recipe", "record", "data", "ssm", "official", "testing", "tasks/contract", "tasks"},
     "study": {"recipe", "record", "metrics"},
     "report": {"record", "study"},
     "cli": {"formulas", "official", "recipe", "record", "ssm", "engine", "study", "report", "tasks"},

@@ -1,4 +1,4 @@
-"""Counterparts of official learning-rate schedules: their arguments, as published, in terms of ours."""
+"""Counterparts of official learning-rate schedules (their arguments, as published, in terms of ours) and trainings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from anban.engine.golden_training import TRAINING
 from anban.engine.schedule import Cosine, Poly, Schedule
 from anban.testing.golden import Adapter, Case, Outputs, UnsupportedError
 
@@ -58,4 +59,5 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {
     (_REPOSITORY, "WarmupPolyLrScheduler"): _rates(_poly),
     (_REPOSITORY, "WarmupCosineLrScheduler"): _rates(_cosine),
     (_REPOSITORY, "Optimizer.get_lr"): _rates(_old),
+    **TRAINING,
 }

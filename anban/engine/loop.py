@@ -136,7 +136,7 @@ class Loop:
                 begun = time.perf_counter()
                 micro_batches = [to_device(part, self.device) for part in next(stream)]
                 ready = time.perf_counter()
-                step = self.done.step
+                step = self.task.step = self.done.step
                 self._set_rates(step)
                 seed_everything(derive(self.seed, "step", step, parallel.rank()))
                 for module in self.task.modules.values():

@@ -1,9 +1,11 @@
-"""Losses of restored images against the true ones, of their critic and of their teacher, as pure functions.
+r"""Losses of restored images against the true ones, of their critic and of their teacher, as pure functions.
 
 Shapes, in the functions of two images:
     restored  (B, C, H, W), any floating type, in the units that the network works in
     target    the same shape
     result    a scalar, float32
+
+Notation: $\hat x$ is the restored image, $x$ the true one.
 
 All arithmetic is float32, whatever the autocast state. Shapes that do not match raise ValueError.
 """

@@ -181,6 +181,14 @@ class Case:
         return []
 
 
+def labelled(case: Case, inputs: dict[str, Tensor], ignore: int = 255) -> Tensor:
+    """The case's label, `ignore` at the pixels that its notes say."""
+    found = re.search(r"255 where 'ignore' input < ([\d.]*\d)", " ".join(case.data["notes"]))
+    if found is None:
+        return inputs["label"]
+    return inputs["label"].masked_fill(inputs["ignore"] < float(found[1]), ignore)
+
+
 Adapter = Callable[[Case], Outputs]
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from anban.losses.classes import ohem
 from anban.official import key_map, load_official
-from anban.tasks.segment.golden_functions import FUNCTIONS, labelled
+from anban.tasks.segment.golden_functions import FUNCTIONS
 from anban.tasks.segment.models.bisenet.network import BiSeNetV1
 from anban.tasks.segment.models.bisenet.settings import AGES, Auxiliary, SpatialPath
 from anban.tasks.segment.models.bisenetv2 import BiSeNetV2
-from anban.testing.golden import Adapter, Case, Network, Outputs, UnsupportedError, run_network
+from anban.testing.golden import Adapter, Case, Network, Outputs, UnsupportedError, labelled, run_network
 
 AuxMode = Literal["train", "eval", "pred"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -24,17 +23,9 @@ from anban.tasks.segment.protocols import (
     parse_protocol,
     usual_rule,
 )
-from anban.testing.golden import Adapter, Case, Outputs, UnsupportedError
+from anban.testing.golden import Adapter, Case, Outputs, UnsupportedError, labelled
 
 _SCALES = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
-
-
-def labelled(case: Case, inputs: dict[str, Tensor], ignore: int = 255) -> Tensor:
-    """The case's label, `ignore` at the pixels that its notes say."""
-    found = re.search(r"255 where 'ignore' input < ([\d.]*\d)", " ".join(case.data["notes"]))
-    if found is None:
-        return inputs["label"]
-    return inputs["label"].masked_fill(inputs["ignore"] < float(found[1]), ignore)
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anban.data.draws import derive
-from anban.data.images import SUFFIXES, read_rgb
+from anban.data.images import picture_files, read_rgb
 from anban.data.scenes import Scene, SceneDataset, common_size
 from anban.data.tiles import pad_to_multiple
 from anban.errors import InputError
@@ -231,7 +231,7 @@ class SegmentTask(SceneTask):
         """Pictures, or folders of them: `<name>.png` (indices with a palette) and `<name>_overlay.png`."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config["train"]["precision"])
         out.mkdir(parents=True, exist_ok=True)
-        for path in _pictures(inputs):
+        for path in picture_files(inputs):
             scene = Scene(path.name, (path,), None)
             data = SceneDataset(
                 [scene], _unread, inputs=self.data.inputs, mean=self.data.mean, std=self.data.std
@@ -259,23 +259,6 @@ def _at(numbers: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
     if numbers.shape == size:
         return numbers
     return np.asarray(Image.fromarray(numbers).resize((size[1], size[0]), Image.Resampling.NEAREST))
-
-
-def _pictures(inputs: Sequence[Path]) -> list[Path]:
-    found = []
-    for given in inputs:
-        inside = (
-            sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
-        )
-        if not inside:
-            raise InputError("There is no picture in this folder.", where=given, expected=", ".join(SUFFIXES))
-        found += inside
-    stems = [path.stem for path in found]
-    if repeated := [path for path in found if stems.count(path.stem) > 1]:
-        raise InputError(f"Several pictures are called '{repeated[0].stem}'.", where=repeated[0],
-                         expected="different names, after which the maps are named",
-                         do="predict their folders one by one")  # fmt: skip
-    return found
 
 
 def _unread(path: Path) -> NDArray[np.uint8]:
