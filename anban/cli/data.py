@@ -58,7 +58,12 @@ def _table(seen: dict[str, dict[str, Any]], summary: dict[str, tuple[str, str]])
     """A row per split of each data set; what the doctor found wrong stands below."""
     from anban.report.tables import Cell, Column, Row, Table
 
-    kinds = {"percent": ("number", 100.0), "count": ("count", 1.0), "text": ("text", 1.0)}
+    kinds = {
+        "percent": ("number", 100.0),
+        "number": ("number", 1.0),
+        "count": ("count", 1.0),
+        "text": ("text", 1.0),
+    }
     columns = [Column("data", "Data set"), Column("split", "Split")]
     for key, (title, kind) in summary.items():
         columns.append(Column(key, title, kinds[kind][0], None, kinds[kind][1]))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from anban.errors import InputError
 
 NOTE = "demo.json"
 _FORMAT = "anban-demo/1"
+_ENDINGS = (".png", ".json")
 
 Job = TypeVar("Job")
 
@@ -27,18 +28,18 @@ def write_generated(
     files: Callable[[Job], Sequence[str]],
     write: Callable[[Job, Sequence[Path]], None],
 ) -> Path:
-    """Write pictures (PNG) below `root`, and `root/demo.json` with what they were made from.
+    """Write pictures (PNG) and annotations (JSON) below `root`, and `root/demo.json` with what they were made from.
 
     If the folder is there already, made from the same and with every picture, nothing is written; made from
-    something else (or with pictures missing) it is replaced, as long as it holds nothing but such pictures.
+    something else (or with pictures missing) it is replaced, as long as it holds nothing but such files.
 
     Args:
         root: the folder to write; its parents are made.
         made_from: whatever the pictures depend on, as JSON can hold it.
-        folders: all folders that may hold pictures, relative to `root`; those of them that stay empty are made, too.
+        folders: all folders that may hold such files, relative to `root`; those of them that stay empty are made, too.
         jobs: what to write, in a few threads.
-        files: the pictures of a job, relative to `root`.
-        write: writes the pictures of a job to these paths.
+        files: the files of a job, relative to `root`.
+        write: writes the files of a job to these paths.
 
     Returns:
         `root`.
@@ -98,7 +99,7 @@ def _read_note(root: Path, folders: Sequence[str]) -> Any:
     if not ours:
         raise refuse("The folder for the demo data holds something else")
     strange = sorted(
-        name for name in _files(root) if name.rpartition("/")[0] not in folders or not name.endswith(".png")
+        name for name in _files(root) if name.rpartition("/")[0] not in folders or not name.endswith(_ENDINGS)
     )
     if strange:
         raise refuse(f"The folder for the demo data also holds {strange[0]}")

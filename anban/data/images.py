@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,29 @@ def read_label(path: str | Path, *, ordered: bool = True) -> NDArray[np.uint8]:
         if image.mode == "P" and ordered:
             _refuse_reversed_palette(path, image, values)
         return values
+
+
+def picture_files(given: Sequence[Path]) -> list[Path]:
+    """Pictures, and those in folders and below, sorted folder by folder; results are named after them.
+
+    Raises:
+        InputError: a folder without pictures, or two pictures of one name.
+    """
+    found: list[Path] = []
+    for each in given:
+        inside = [p for p in each.rglob("*") if p.suffix.lower() in SUFFIXES] if each.is_dir() else [each]
+        if not inside:
+            raise InputError("There is no picture in this folder.", where=each, expected=", ".join(SUFFIXES))
+        found += sorted(inside)
+    stems = [path.stem for path in found]
+    if repeated := [path for path in found if stems.count(path.stem) > 1]:
+        raise InputError(
+            f"Several pictures are called '{repeated[0].stem}'.",
+            where=repeated[0],
+            expected="different names, after which the results are named",
+            do="predict their folders one by one",
+        )
+    return found
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from anban.report.records import protocol_text
 from anban.study.effects import Change, Effect, Effects
 from anban.study.quoted import Quoted
 from anban.study.records import Arm, Run, Study
-from anban.study.scores import COUNTED, Score, score_named
+from anban.study.scores import COUNTED, INPUTS, Score, score_named
 from anban.study.stats import Difference
 from anban.study.switches import Missing, plain, switches
 
@@ -87,12 +87,14 @@ class Row:
     Attributes:
         stamp: which data, split and protocol its numbers carry.
         quoted: whether they come from a paper: shown with a dagger, ranked with nothing.
+        given: whether they are of the data as they are, before any method: ranked with nothing.
     """
 
     key: str
     cells: dict[str, Cell]
     stamp: dict[str, str] = field(default_factory=dict)
     quoted: bool = False
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def ranked(table: Table) -> Table:
         printed = {
             place: round(float(cells[column.key].value) * column.scale, column.digits)  # type: ignore[arg-type]
             for place, cells in enumerate(rows)
-            if not table.rows[place].quoted and column.key in cells and cells[column.key].value is not None
+            if not (table.rows[place].quoted or table.rows[place].given)
+            and column.key in cells
+            and cells[column.key].value is not None
         }
         if len(printed) < 2:
             continue
@@ -396,7 +400,7 @@ def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
 
     Rows are in the order of the study, or in that of its groups, which then have a column.
     Where the study mixes protocols or data (see `open_study`) a column names each row's protocol and a note says so.
-    Rows of `quoted` numbers come first, as oldest methods do.
+    The data as they are come first, where runs scored them, then rows of `quoted` numbers, as oldest methods do.
     """
     mixed = bool(study.mixed)
     columns = [Column("method", "Method"), *_group_column(study), Column("n", "n", "count")]
@@ -404,7 +408,8 @@ def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
     columns += [_score_column(name) for name in compared]
     if mixed:
         columns.append(Column("protocol", "Protocol"))
-    rows = [_quoted_row(number, row, compared) for number, row in enumerate(quoted)]
+    rows = _input_rows(study, compared)
+    rows += [_quoted_row(number, row, compared) for number, row in enumerate(quoted)]
     for group, arm in study.rows:
         cells = {"method": Cell(arm.title), "group": Cell(group), "n": Cell(len(arm.finished))}
         cells |= {name: score_cell(arm, name) for name in compared}
@@ -435,8 +440,22 @@ def _compared(study: Study) -> list[str]:
     if study.counted:
         usual: Iterable[str] = COUNTED[study.counted].compared
     else:
-        usual = (name for arm in study.arms for name in arm.results)
+        usual = (name for arm in study.arms for name in arm.results if not name.startswith(tuple(INPUTS)))
     return list(dict.fromkeys([*usual, study.metric]))
+
+
+def _input_rows(study: Study, compared: Sequence[str]) -> list[Row]:
+    """A row for what every method starts from, where the runs scored it; the first run that did speaks for all."""
+    rows = []
+    for prefix, title in INPUTS.items():
+        arm = next((arm for arm in study.arms if any(name.startswith(prefix) for name in arm.results)), None)
+        if arm is not None:
+            cells = {"method": Cell(title, note="The data as they are, before any method.")}
+            cells |= {name: replace(score_cell(arm, prefix + name), spread=None) for name in compared}
+            rows.append(
+                Row(f"input-{title}", cells, {"source": "measured", **stamp_of(study, arm)}, given=True)
+            )
+    return rows
 
 
 def _in_percent(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ what follows from them is taken from the sums. A new kind of counts is one more 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from anban.metrics import CLASS_SCORES, binary_scores
 from anban.metrics import SCORES as BINARY_SCORES
 from anban.metrics.classes import class_iou as class_iou
 from anban.metrics.classes import class_totals, scores_of_totals
+from anban.metrics.detection import BOX_SCORES, box_scores
 
 Floats = NDArray[np.float64]
 
@@ -66,18 +67,41 @@ NAMED: dict[str, Score] = {
     "mean_acc": Score("mAcc"),
     "fwiou": Score("FWIoU"),
     "mf1": Score("mF1"),
+    "ap": Score("AP"),
+    "ap50": Score("AP50"),
+    "ap75": Score("AP75"),
+    "ap_small": Score("APs"),
+    "ap_medium": Score("APm"),
+    "ap_large": Score("APl"),
+    "ar1": Score("AR1"),
+    "ar10": Score("AR10"),
+    "ar100": Score("AR100"),
+    "ar_small": Score("ARs"),
+    "ar_medium": Score("ARm"),
+    "ar_large": Score("ARl"),
+    "voc_ap50": Score("VOC AP"),
+    "voc07_ap50": Score("VOC07 AP"),
+    "mean_iou": Score("mean IoU"),
     "psnr": Score("PSNR", 1.0, unit="dB"),
     "ssim": Score("SSIM", 1.0, digits=4),
     "loss": Score("loss", 1.0, higher_is_better=False, digits=4),
     "mae": Score("MAE", 1.0, higher_is_better=False),
     "mse": Score("MSE", 1.0, higher_is_better=False),
-    "rmse": Score("RMSE", 1.0, higher_is_better=False),
+    "rmse": Score("RMSE", 1.0, higher_is_better=False, unit="HU"),
     "lpips": Score("LPIPS", 1.0, higher_is_better=False, digits=4),
 }
 
 
+#: What the names of scores begin with that are of the data as they are, before any method, and what that is called.
+INPUTS = {"low_dose_": "Low dose"}
+
+
 def score_named(name: str) -> Score:
     """The score of that name; one that is not known is shown as it was recorded, and higher is better."""
+    for prefix, title in INPUTS.items():
+        if name.startswith(prefix):
+            score = score_named(name.removeprefix(prefix))
+            return replace(score, title=f"{title}: {score.title}")
     return NAMED.get(name) or Score(name, 1.0, digits=4)
 
 
@@ -124,6 +148,14 @@ COUNTED: dict[str, Counted] = {
         compared=CLASS_SCORES,
         ablated=("miou", "mf1"),
         matrix=lambda matrix: np.asarray(matrix, dtype=np.float64),
+    ),
+    # Boxes of a sufficient score: those that are right, all of them, and the objects there are.
+    "boxes": Counted(
+        lambda boxes: np.asarray([boxes[key] for key in ("right", "found", "objects")], dtype=np.float64),
+        box_scores,
+        BOX_SCORES,
+        compared=BOX_SCORES,
+        ablated=("f1",),
     ),
 }
 

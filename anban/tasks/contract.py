@@ -78,6 +78,7 @@ class Task(ABC):
         optimizers: made from those sections, under the module's name; their groups' `lr` at creation is the peak
             rate that the schedule scales.
         forward: how `update` calls the networks: the same objects, wrapped for several processes where needed.
+        step: steps done before the `update` at hand, over all parts of a run that was resumed.
         select: name of the score that picks the best checkpoint.
         higher_is_better: which way `select` improves.
         scores: names of the scores that `summary` gives.
@@ -97,6 +98,7 @@ class Task(ABC):
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.forward: dict[str, Callable[..., Any]] = {}
+        self.step = 0
 
     @abstractmethod
     def check_data(self) -> dict[str, Any]:
