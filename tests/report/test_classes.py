@@ -216,7 +216,7 @@ def _cut(tile: sheets.Tile) -> sheets.Tile:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"view": "boxes"}, "of the kind boxes"),
+        ({"view": "volumes"}, "of the kind volumes"),
         ({"palette": COLOURS[:4]}, "5 classes and 4 colours"),
     ],
 )
@@ -320,7 +320,7 @@ def test_numbers_of_images_alone_make_a_report(write: Callable[..., Path], tmp_p
     edit_json(file, arms=[{**arm, "expected": None} for arm in arms])
     page = write_report(file, tmp_path / "out")
     table = (tmp_path / "out" / "tables" / "comparison.md").read_text(encoding="utf-8")
-    assert "| Method | n | PSNR (dB) ↑ | RMSE ↓ |" in table
+    assert "| Method | n | PSNR (dB) ↑ | RMSE (HU) ↓ |" in table
     assert "| U-shape | 2 | <u>31.05</u> ± 0.07 | **4.00** ± 0.00 |" in table
     assert "in percent" not in table
     assert "with FFM is better than U-shape by +1.00 PSNR (dB)" in page.read_text(encoding="utf-8")
