@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -79,3 +79,19 @@ class SceneTask(Task):
     @staticmethod  # it is sent to worker processes, without the task and its networks
     def collate(samples: Sequence[Any]) -> Any:
         return default_collate(list(samples))
+
+
+def refuse_repeated(protocols: Sequence[str], called: Callable[[str], str]) -> None:
+    """Refuse a protocol that is asked for twice, be it in other words.
+
+    Args:
+        protocols: the list `eval.protocols`.
+        called: from a protocol as it is given to the name under which its numbers are filed.
+    """
+    known: dict[str, str] = {}
+    for given in protocols:
+        name = called(given)
+        if name in known:
+            raise InputError(f"'{known[name]}' and '{given}' are the same protocol, {name}.",
+                             where="eval.protocols", expected="every protocol once")  # fmt: skip
+        known[name] = given

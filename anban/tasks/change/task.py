@@ -32,7 +32,7 @@ from anban.tasks.change.models import MODELS
 from anban.tasks.change.protocols import apply_protocol, parse_protocol
 from anban.tasks.change.transforms import AUGMENT_SECTION
 from anban.tasks.contract import LOOP_SECTIONS, Diverged, Symptom
-from anban.tasks.scenes import SceneTask
+from anban.tasks.scenes import SceneTask, refuse_repeated
 from anban.tasks.supervision import DeepSupervision, SupervisedLoss
 
 NETWORKS = {f"change/{name}": address for name, address in MODELS.items()}
@@ -65,13 +65,7 @@ class Evaluation:
     shown: Annotated[int, Ge(0)] = 6
 
     def __post_init__(self) -> None:
-        known: dict[str, str] = {}
-        for protocol in self.protocols:
-            name = parse_protocol(protocol).name
-            if name in known:
-                raise InputError(f"'{known[name]}' and '{protocol}' are the same protocol, {name}.",
-                                 where="eval.protocols", expected="every protocol once")  # fmt: skip
-            known[name] = protocol
+        refuse_repeated(self.protocols, lambda given: parse_protocol(given).name)
 
 
 class ChangeTask(SceneTask):

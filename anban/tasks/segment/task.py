@@ -27,7 +27,7 @@ from anban.errors import InputError
 from anban.metrics.classes import CLASS_SCORES, confusion
 from anban.recipe.schema import Arguments, Choice, Section
 from anban.tasks.contract import LOOP_SECTIONS, Diverged, Symptom
-from anban.tasks.scenes import SceneTask
+from anban.tasks.scenes import SceneTask, refuse_repeated
 from anban.tasks.segment.classes import IGNORE, ClassSet
 from anban.tasks.segment.data import SegmentData
 from anban.tasks.segment.loss import LOSS_SECTION
@@ -68,13 +68,7 @@ class Evaluation:
     shown: Annotated[int, Ge(0)] = 6
 
     def __post_init__(self) -> None:
-        known: dict[str, str] = {}
-        for protocol in self.protocols:
-            name = parse_protocol(protocol).name
-            if name in known:
-                raise InputError(f"'{known[name]}' and '{protocol}' are the same protocol, {name}.",
-                                 where="eval.protocols", expected="every protocol once")  # fmt: skip
-            known[name] = protocol
+        refuse_repeated(self.protocols, lambda given: parse_protocol(given).name)
 
 
 class SegmentTask(SceneTask):
