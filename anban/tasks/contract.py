@@ -36,6 +36,10 @@ LOOP_SECTIONS: dict[str, Section] = {
 }
 
 
+#: A class is as good as never answered when fewer pixels are given to it than this share of those that belong to it.
+NEGLIGIBLE = 0.001
+
+
 class Diverged(RuntimeError):
     """A loss, a gradient, a weight or a prediction is no longer a finite number."""
 

@@ -31,7 +31,7 @@ from anban.tasks.change.metric import CLASSES, COUNTS, SELECT, counts, sample_re
 from anban.tasks.change.models import MODELS
 from anban.tasks.change.protocols import apply_protocol, parse_protocol
 from anban.tasks.change.transforms import AUGMENT_SECTION
-from anban.tasks.contract import LOOP_SECTIONS, Diverged, Symptom
+from anban.tasks.contract import LOOP_SECTIONS, NEGLIGIBLE, Diverged, Symptom
 from anban.tasks.scenes import SceneTask, refuse_repeated
 from anban.tasks.supervision import DeepSupervision, SupervisedLoss
 
@@ -120,14 +120,17 @@ class ChangeTask(SceneTask):
 
     def health(self, records: Sequence[dict[str, Any]]) -> list[Symptom]:
         tn, fp, fn, tp = (int(n) for n in self._total(records))
-        if fn and not fp + tp:
-            return [Symptom("collapse", f"no pixel is predicted as change, though {fn} of {tn + fn} are",
+        changed, all_pixels = tp + fn, tn + fp + fn + tp
+        if tp + fp < NEGLIGIBLE * changed:
+            told = _told(tp + fp, "no pixel is", "only {} of all pixels are")
+            return [Symptom("collapse", f"{told} predicted as change, though {changed} of {all_pixels} are",
                             "Unchanged pixels are so many that answering with them alone costs little, or a step was "
                             "too large.",
                             "Give change more weight (loss.weighted-bce, loss.focal or loss.dice), lower optimizer.lr "
                             "or lengthen schedule.warmup; anban doctor DATA checks the coding of the labels.")]  # fmt: skip
-        if tn + fp and not tn + fn:
-            return [Symptom("collapse", f"every pixel is predicted as change, though only {tp} of {tp + fp} are",
+        if tn + fn < NEGLIGIBLE * (tn + fp):
+            told = _told(tn + fn, "every pixel is", "all but {} pixels are")
+            return [Symptom("collapse", f"{told} predicted as change, though only {changed} of {all_pixels} are",
                             "The loss gives change too much weight, the labels are inverted, or a step was too large.",
                             "Lower the weight of change in the loss, optimizer.lr, or lengthen schedule.warmup; anban "
                             "doctor DATA checks the coding of the labels.")]  # fmt: skip
@@ -243,6 +246,10 @@ def _refuse_nan(probability: Tensor, names: Sequence[str]) -> None:
     for scene, name in zip(probability, names, strict=True):
         if not torch.isfinite(scene).all():
             raise Diverged(f"the network gives NaN for {name}")
+
+
+def _told(pixels: int, none: str, some: str) -> str:
+    return some.format(pixels) if pixels else none
 
 
 TASK = ChangeTask

@@ -26,7 +26,7 @@ from anban.data.tiles import pad_to_multiple
 from anban.errors import InputError
 from anban.metrics.classes import CLASS_SCORES, confusion
 from anban.recipe.schema import Arguments, Choice, Section
-from anban.tasks.contract import LOOP_SECTIONS, Diverged, Symptom
+from anban.tasks.contract import LOOP_SECTIONS, NEGLIGIBLE, Diverged, Symptom
 from anban.tasks.scenes import SceneTask, refuse_repeated
 from anban.tasks.segment.classes import IGNORE, ClassSet
 from anban.tasks.segment.data import SegmentData
@@ -153,12 +153,14 @@ class SegmentTask(SceneTask):
 
     def health(self, records: Sequence[dict[str, Any]]) -> list[Symptom]:
         matrix = total(records, len(self.scored))
-        there, predicted = (np.flatnonzero(matrix.sum(axis=axis)) for axis in (1, 0))
-        if len(there) < 2 or len(predicted) != 1:
+        labelled, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+        only = int(predicted.argmax())
+        others = predicted.sum() - predicted[only]
+        if others >= NEGLIGIBLE * (labelled.sum() - labelled[only]):
             return []
-        only = int(predicted[0])
         name, right = self.classes.classes[self.scored[only]], matrix[only, only]
-        return [Symptom("collapse", f"every pixel is predicted as {name}, which {right} of {matrix.sum()} are",
+        told = f"all but {others} pixels are" if others else "every pixel is"
+        return [Symptom("collapse", f"{told} predicted as {name}, which {right} of {matrix.sum()} are",
                         "One class is so frequent that answering with it alone costs little, or a step was too large.",
                         "Lower optimizer.lr or lengthen schedule.warmup; weigh rare classes (loss.ohem, loss.focal, "
                         "loss.dice); anban doctor DATA checks the coding of the labels.")]  # fmt: skip

@@ -200,3 +200,25 @@ def test_two_files_may_have_different_extensions(root: Path, tmp_path: Path) -> 
     assert made == ["after.png", "after_probability.png"]
     predict(make(root), Difference(), [root / "test"], out)
     assert (out / "after.png").read_bytes() == (out / "0.png").read_bytes()
+
+
+# Health ------------------------------
+
+
+def test_next_to_no_change_is_a_collapse_as_well(root: Path) -> None:
+    """4000 pixels are changed; from 4 of them on, predicted anywhere, the network answers with both classes."""
+    task = make(root)
+
+    def told(tn: int, fp: int, fn: int, tp: int) -> list[str]:
+        counts = {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
+        return [f"{symptom.kind}: {symptom.what}" for symptom in task.health([{"counts": counts}])]
+
+    assert told(96_000, 0, 4000, 0) == [
+        "collapse: no pixel is predicted as change, though 4000 of 100000 are"
+    ]
+    (almost,) = told(95_999, 1, 3998, 2)
+    assert almost == "collapse: only 3 of all pixels are predicted as change, though 4000 of 100000 are"
+    assert told(95_999, 1, 3997, 3) == []
+    (everywhere,) = told(90, 95_910, 5, 3995)
+    assert everywhere == "collapse: all but 95 pixels are predicted as change, though only 4000 of 100000 are"
+    assert told(0, 0, 0, 4000) == told(96_000, 0, 0, 0) == []

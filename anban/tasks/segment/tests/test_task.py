@@ -133,6 +133,14 @@ def test_one_class_everywhere_is_a_collapse(root: Path) -> None:
     assert not task.health([record for record, _ in task.evaluate(Stripes(3, 0, 1), batch(task), "ss")])
 
 
+@pytest.mark.parametrize(("others", "kinds"), [(0, ["collapse"]), (9, ["collapse"]), (10, [])])
+def test_next_to_nothing_but_one_class_is_a_collapse_as_well(
+    others: int, kinds: list[str], root: Path
+) -> None:
+    matrix = [[5000, 0, 0], [6000 - others, others, 0], [4000, 0, 0]]
+    assert [symptom.kind for symptom in make(root).health([{"confusion": matrix}])] == kinds
+
+
 def test_scores_that_are_no_numbers_end_the_run(root: Path) -> None:
     task = make(root)
 
