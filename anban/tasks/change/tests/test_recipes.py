@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from anban.recipe import Recipe, flatten, load_recipe
-from anban.recipe.recipe import recipe_files
-from anban.recipe.yamlfile import read
+from anban.recipe import Recipe
 from anban.ssm.vmamba.forward_types import forward_type
 from anban.study.study import load_plan
+from anban.testing.recipes import Config, catalogue, key, load, noted, say_the_same
 
 VERSIONS = ["v1", "v2-dim80", "v2-dim96", *(f"v{number}" for number in range(3, 17))]
 ARMS = ["0-0-0", "0-1-0", "0-2-0", "0-3-0", "1-0-0", "2-0-0", "3-0-0", "0-0-1", "0-0-2", "0-0-3", "0-0-4"]
@@ -42,14 +37,6 @@ SAME_AS_BASE = {
     "act-silu": "the base has SiLU",
     "backbone-vmamba": "the base scans in four directions",
 }
-
-Config = dict[str, Any]
-
-
-def key(path: str) -> Callable[[Config], Any]:
-    """What a configuration says under a dotted key."""
-    return lambda config: dict(flatten(config))[path]
-
 
 #: Numbers and plain words that the catalogue found in the note -> what the configuration has for them.
 SETTINGS: dict[str, Callable[[Config], Any]] = {
@@ -107,49 +94,26 @@ NO_KEYS = {"tag", "lr_reached_at_epoch", "lr_factor", "inference_size", "level_s
            "terms", "convs", "lap_branches", "final_upsample", "last_layer_extra_upsample"}  # fmt: skip
 
 
-@cache
-def load(identifier: str | None) -> Recipe:
-    assert identifier is not None
-    return load_recipe(identifier)
-
-
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Recipe]:
-    """The recipes with a note, each without the `change/` of its id."""
-    named = {
-        name for name, file in recipe_files().items() if name.startswith("change/") and "note" in read(file)
-    }
-    return {name.removeprefix("change/"): load(name) for name in sorted(named)}
+    return noted("change")
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> dict[str, dict[str, Any]]:
-    folder = os.environ.get("ANBAN_CATALOGUE")
-    if not folder:
-        pytest.skip(
-            "ANBAN_CATALOGUE is not set: recipes are not compared with the catalogue of the notebooks"
-        )
-    entries = yaml.safe_load((Path(folder) / "change.yaml").read_text(encoding="utf-8"))
-    return {entry["id"].removeprefix("change/"): entry for entry in entries}
+def entries() -> dict[str, Config]:
+    return catalogue("change", "change.yaml")
 
 
 def test_every_variant_has_its_recipe_in_the_words_of_the_note(
-    recipes: dict[str, Recipe], catalogue: dict[str, dict[str, Any]]
+    recipes: dict[str, Recipe], entries: dict[str, Config]
 ) -> None:
-    assert set(recipes) == set(catalogue)
-    for name, entry in catalogue.items():
-        recipe = recipes[name]
-        for word in ("note", "original", "recorded", "finding"):
-            assert recipe.description.get(word) == entry[word], f"{name}, {word}"
-        assert recipe.base == (entry["base"] or "change/levir-stnet"), name
-        if "ambiguity" in entry:
-            assert recipe.description.get("decision"), name
+    say_the_same(recipes, entries, base="change/levir-stnet")
 
 
 def test_the_numbers_of_the_note_are_in_effect(
-    recipes: dict[str, Recipe], catalogue: dict[str, dict[str, Any]]
+    recipes: dict[str, Recipe], entries: dict[str, Config]
 ) -> None:
-    for name, entry in catalogue.items():
+    for name, entry in entries.items():
         config, base = recipes[name].config, load(recipes[name].base).config
         for setting, value in entry["settings"].items():
             value = value.lower() if isinstance(value, str) else value

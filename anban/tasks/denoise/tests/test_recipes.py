@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from anban.recipe import Recipe, flatten, load_recipe
-from anban.recipe.recipe import recipe_files
-from anban.recipe.yamlfile import read
+from anban.recipe import Recipe
 from anban.study.study import load_plan, study_files
+from anban.testing.recipes import Config, catalogue, key, load, noted, say_the_same
 
 #: Recipes that are their base by another name, and why.
 SAME_AS_BASE = {
@@ -22,13 +17,6 @@ SAME_AS_BASE = {
     "fusion-simple": "it is the baseline's fusion",
     "no-final-activation": "the published generators have none",
 }
-
-Config = dict[str, Any]
-
-
-def key(path: str) -> Callable[[Config], Any]:
-    """What a configuration says under a dotted key."""
-    return lambda config: dict(flatten(config))[path]
 
 
 def terms(config: Config) -> list[str]:
@@ -77,46 +65,26 @@ def _blocks(places: Config) -> int:
     return int(places["layers"]) * len(places["decoder"] + places["encoder"])
 
 
-@cache
-def load(identifier: str) -> Recipe:
-    return load_recipe(identifier)
-
-
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Recipe]:
-    """The recipes with a note, each without the `ct/` of its id."""
-    named = {name for name, file in recipe_files().items() if name.startswith("ct/") and "note" in read(file)}
-    return {name.removeprefix("ct/"): load(name) for name in sorted(named)}
+    return noted("ct")
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> dict[str, dict[str, Any]]:
-    folder = os.environ.get("ANBAN_CATALOGUE")
-    if not folder:
-        pytest.skip(
-            "ANBAN_CATALOGUE is not set: recipes are not compared with the catalogue of the notebooks"
-        )
-    entries = yaml.safe_load((Path(folder) / "denoising.yaml").read_text(encoding="utf-8"))
-    return {entry["id"].removeprefix("ct/"): entry for entry in entries}
+def entries() -> dict[str, Config]:
+    return catalogue("ct", "denoising.yaml")
 
 
 def test_every_variant_has_its_recipe_in_the_words_of_the_note(
-    recipes: dict[str, Recipe], catalogue: dict[str, dict[str, Any]]
+    recipes: dict[str, Recipe], entries: dict[str, Config]
 ) -> None:
-    assert set(recipes) == set(catalogue)
-    for name, entry in catalogue.items():
-        recipe = recipes[name]
-        for word in ("note", "original", "recorded", "finding"):
-            assert recipe.description.get(word) == entry[word], f"{name}, {word}"
-        assert recipe.base == entry["base"], name
-        if "ambiguity" in entry:
-            assert recipe.description.get("decision"), name
+    say_the_same(recipes, entries)
 
 
 def test_the_settings_of_the_note_are_in_effect(
-    recipes: dict[str, Recipe], catalogue: dict[str, dict[str, Any]]
+    recipes: dict[str, Recipe], entries: dict[str, Config]
 ) -> None:
-    for name, entry in catalogue.items():
+    for name, entry in entries.items():
         for setting, value in entry["settings"].items():
             if setting not in BEFORE:
                 assert SETTINGS[setting](recipes[name].config) == value, f"{name}, {setting}"
@@ -128,7 +96,7 @@ def test_every_recipe_has_a_short_title(recipes: dict[str, Recipe]) -> None:
 
 def test_a_variant_differs_from_its_base(recipes: dict[str, Recipe]) -> None:
     variants = {name: recipe for name, recipe in recipes.items() if recipe.base}
-    same = {name for name, recipe in variants.items() if recipe.hash == load(str(recipe.base)).hash}
+    same = {name for name, recipe in variants.items() if recipe.hash == load(recipe.base).hash}
     assert same == set(SAME_AS_BASE)
     distinct = {recipe.hash for name, recipe in recipes.items() if name not in SAME_AS_BASE}
     # Weight 1 twice: texture-1 says so of texture-0.1, whose own base has it already.

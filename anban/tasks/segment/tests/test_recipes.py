@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from anban.recipe import Recipe, flatten, load_recipe
-from anban.recipe.recipe import recipe_files
-from anban.recipe.yamlfile import read
+from anban.recipe import Recipe
 from anban.study.study import load_plan, study_files
 from anban.tasks.segment.classes import class_set
 from anban.tasks.segment.protocols import parse_protocol
+from anban.testing.recipes import Config, catalogue, key, load, noted, say_the_same
 
 #: Recipes that are their base by another name, and why.
 SAME_AS_BASE = {
@@ -81,13 +76,6 @@ TRAINED_OTHERWISE = {
 
 #: The starts of the diary's ages, which state the whole network.
 AGES = ("1-baseline", "head-feat32-direct", "torchseg-nearest")
-
-Config = dict[str, Any]
-
-
-def key(path: str) -> Callable[[Config], Any]:
-    """What a configuration says under a dotted key."""
-    return lambda config: dict(flatten(config))[path]
 
 
 def crop(config: Config) -> list[int]:
@@ -217,11 +205,6 @@ NO_KEYS = {"channels", "ffm_inputs", "sp_kernels", "out_kernels", "deconv_kernel
 NOT_IN_EFFECT = {("21-sp-7-5-5x4", "sp_channels")}
 
 
-@cache
-def load(identifier: str) -> Recipe:
-    return load_recipe(identifier)
-
-
 def base_of(recipe: Recipe) -> Recipe:
     assert recipe.base is not None
     return load(recipe.base)
@@ -229,41 +212,24 @@ def base_of(recipe: Recipe) -> Recipe:
 
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Recipe]:
-    """The recipes with a note, each without the `seg/` of its id."""
-    named = {
-        name for name, file in recipe_files().items() if name.startswith("seg/") and "note" in read(file)
-    }
-    return {name.removeprefix("seg/"): load(name) for name in sorted(named)}
+    return noted("seg")
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> dict[str, dict[str, Any]]:
-    folder = os.environ.get("ANBAN_CATALOGUE")
-    if not folder:
-        pytest.skip(
-            "ANBAN_CATALOGUE is not set: recipes are not compared with the catalogue of the notebooks"
-        )
-    entries = yaml.safe_load((Path(folder) / "segmentation.yaml").read_text(encoding="utf-8"))
-    return {entry["id"].removeprefix("seg/"): entry for entry in entries}
+def entries() -> dict[str, Config]:
+    return catalogue("seg", "segmentation.yaml")
 
 
 def test_every_variant_has_its_recipe_in_the_words_of_the_note(
-    recipes: dict[str, Recipe], catalogue: dict[str, dict[str, Any]]
+    recipes: dict[str, Recipe], entries: dict[str, Config]
 ) -> None:
-    assert set(recipes) == set(catalogue)
-    for name, entry in catalogue.items():
-        recipe = recipes[name]
-        for word in ("note", "original", "recorded", "finding"):
-            assert recipe.description.get(word) == entry[word], f"{name}, {word}"
-        assert recipe.base == entry["base"], name
-        if "ambiguity" in entry:
-            assert recipe.description.get("decision"), name
+    say_the_same(recipes, entries)
 
 
 def test_the_numbers_of_the_note_are_in_effect(
-    recipes: dict[str, Recipe], catalogue: dict[str, dict[str, Any]]
+    recipes: dict[str, Recipe], entries: dict[str, Config]
 ) -> None:
-    for name, entry in catalogue.items():
+    for name, entry in entries.items():
         for setting, value in entry["settings"].items():
             if (name, setting) in NOT_IN_EFFECT or (isinstance(value, str) and value not in WORDS):
                 continue
