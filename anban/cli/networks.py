@@ -1,4 +1,4 @@
-"""The network that a name on the command line stands for, and inputs for it: what `draw`, `keys` and `profile` ask."""
+"""The network that a name on the command line stands for, and inputs for it: what `attention`, `draw`, `keys`, `profile` and `stages` ask."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 
 class Built(NamedTuple):
-    """A network with inputs of the right kind, (1, C, H, W) each."""
+    """A network with inputs of the right kind, (1, C, H, W) each, and the task that it was built for, None outside of recipes."""
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
+    task: Any = None
 
 
 def build(name: str, overrides: list[str]) -> Built:
@@ -50,7 +51,7 @@ def build(name: str, overrides: list[str]) -> Built:
         return Built(model, task_class(of_id(name)).inputs(model))
     if name not in recipes and (Path(name).is_dir() or name.endswith(".pt")):
         trained = load_trained(Path(name), overrides, "cpu")
-        return Built(trained.model, trained.task.example())
+        return Built(trained.model, trained.task.example(), trained.task)
     task = make_task(load_recipe(name, ["data.root=.", *overrides]))
     task.build_networks()
-    return Built(task.modules["model"], task.example())
+    return Built(task.modules["model"], task.example(), task)

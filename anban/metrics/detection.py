@@ -1,4 +1,4 @@
-"""How well boxes are found: COCO's and VOC's average precision, what was confused, and which kinds of errors were made.
+"""How well boxes are found: COCO's scores, what was confused, and which kinds of errors were made.
 
 Boxes are (x1, y1, x2, y2) in pixels, corners of areas and not of pixels: a box is x2 - x1 wide. Classes are numbered from 0.
 No torch: the scores are needed where only records are read.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,7 +35,7 @@ COCO_SCORES = (
 """Average precision over the IoUs 0.5, 0.55 ... 0.95, at 0.5 and at 0.75, of boxes below 32 x 32, up to 96 x 96 and above; average
 recall with at most 1, 10 and 100 boxes an image, and by size."""
 
-BOX_SCORES = ("precision", "recall", "f1")
+BOX_SCORES = ("precision", "recall", "f1", "mean_iou")
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 """Bolya et al., "TIDE: a general toolbox for identifying object detection errors", ECCV 2020, section 2.2."""
 
@@ -176,56 +176,6 @@ def _or_none(value: float) -> float | None:
     return float(value) if value >= 0 else None
 
 
-# VOC --------------------------------------------------------------------------------------------------------------
-
-
-def voc_ap(
-    images: Sequence[Detected], classes: int, *, iou: float = 0.5, points: Literal["11", "all"] = "all"
-) -> Floats:
-    """Average precision of each class as PASCAL VOC's development kit computes it, (classes,); NaN without an object.
-
-    Of all boxes of a class, best first, each is compared with the object that it overlaps most: it is right from `iou` on
-    if it is the first to find this object, and does not count if the object is ignored.
-
-    Args:
-        points: "11": the mean of the best precision at recalls of at least 0, 0.1 ... 1 (until 2009); "all": the area under
-            it (from 2010).
-    """
-    return np.asarray([_voc_class(images, label, iou, points) for label in range(classes)])
-
-
-def _voc_class(images: Sequence[Detected], label: int, iou: float, points: str) -> float:
-    scores, right, objects = [], [], 0
-    for image in images:
-        mine, theirs = np.flatnonzero(image.labels == label), image.classes == label
-        mine = mine[np.argsort(-image.scores[mine], kind="stable")]
-        ignored = image.ignored[theirs]
-        objects += int((~ignored).sum())
-        free = ~ignored
-        shared = overlaps(image.boxes[mine], image.truth[theirs])
-        for score, row in zip(image.scores[mine], shared, strict=True):
-            best = int(row.argmax()) if len(row) else -1
-            hit = best >= 0 and row[best] >= iou
-            if hit and ignored[best]:
-                continue
-            scores.append(score)
-            right.append(bool(hit and free[best]))
-            if hit:
-                free[best] = False
-    if not objects:
-        return float("nan")
-    found = np.asarray(right, dtype=np.float64)[np.argsort(-np.asarray(scores), kind="stable")]
-    recall = found.cumsum() / objects
-    precision = found.cumsum() / np.arange(1, len(found) + 1)
-    # the best precision at this recall or more
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    if points == "11":
-        # a hair less, so that 3 of 10 objects are a recall of 0.3
-        at = [recall >= step / 10 - 1e-9 for step in range(11)]
-        return float(np.mean([envelope[reached].max(initial=0.0) for reached in at]))
-    return float((np.diff(recall, prepend=0.0) * envelope).sum())
-
-
 # Matches and errors -------------------------------------------------------------------------------------------------
 
 
@@ -243,10 +193,18 @@ class Matches:
     overlap: float
 
     @property
-    def mean_iou(self) -> float | None:
-        """The mean IoU of boxes that have the class of their object; None without any."""
-        right = int(np.trace(self.confusion))
-        return self.overlap / right if right else None
+    def sums(self) -> dict[str, float]:
+        """What `box_scores` takes, by name: `right`, `found`, `objects`, `overlap`."""
+        right, found, objects = (
+            int(cells.sum())
+            for cells in (self.confusion.diagonal()[:-1], self.confusion[:, :-1], self.confusion[:-1])
+        )
+        return {"right": right, "found": found, "objects": objects, "overlap": self.overlap}
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Those of `box_scores`, None where one is undefined."""
+        return {name: defined(float(value)) for name, value in box_scores(list(self.sums.values())).items()}
 
 
 def matches(images: Sequence[Detected], classes: int, *, iou: float = 0.5, score: float = 0.3) -> Matches:
@@ -281,28 +239,17 @@ def matches(images: Sequence[Detected], classes: int, *, iou: float = 0.5, score
     return Matches(confusion, overlap)
 
 
-def match_scores(confusion: ArrayLike) -> dict[str, float | None]:
-    """The scores of `box_scores` from `Matches.confusion`; None where one is undefined."""
-    cells = np.asarray(confusion)
-    sums = [np.trace(cells[:-1, :-1]), cells[:, :-1].sum(), cells[:-1].sum()]
-    return {name: defined(float(value)) for name, value in box_scores(sums).items()}
-
-
 def box_scores(sums: ArrayLike) -> dict[str, Floats]:
-    r"""Scores from how many boxes are right, are found, and how many objects there are: (..., 3), each (...), fractions.
+    """Scores from how many boxes are right, are found, how many objects there are and the summed IoU of right boxes.
 
-    Notation: a box is right if it overlaps an object of its class by an IoU of at least 0.5; $TP$ right boxes, $FP$ other boxes
-    and $FN$ objects without a right box are summed over all pictures of a split before anything is divided.
-
-    Formula of precision: $\frac{TP}{TP + FP}$, undefined where nothing is found.
-    Formula of recall: $\frac{TP}{TP + FN}$, undefined where nothing is there.
-    Formula of f1: $\frac{2 TP}{2 TP + FP + FN}$, undefined where nothing is found and nothing is there.
+    These are sums (..., 4), in this order; each score is (...), a fraction, NaN where undefined.
     """
-    right, found, objects = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
+    right, found, objects, overlap = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
     return {
         "precision": divide(right, found),
         "recall": divide(right, objects),
         "f1": divide(2 * right, found + objects),
+        "mean_iou": divide(overlap, right),
     }
 
 
@@ -340,6 +287,34 @@ def errors(
         missed = image.classes[~(found | explained | image.ignored)]
         counts["missed"] += np.bincount(missed, minlength=classes)
     return counts
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of the boxes of a split.
+
+    Attributes:
+        objects: that count, of each class, (K,).
+        result: COCO's evaluation, of boxes of any score.
+        errors: kind -> how many of each class, (K,), see `errors`.
+        confusion: see `Matches`.
+    """
+
+    objects: Numbers
+    result: CocoResult
+    errors: dict[str, Numbers]
+    confusion: Numbers
+
+
+def analyse(images: Sequence[Detected], classes: int, *, score: float = 0.3) -> Analysis:
+    """All that is shown of a split; boxes of a score below `score` are no errors and in no confusion."""
+    counted = [image.classes[~image.ignored] for image in images]
+    return Analysis(
+        np.bincount(np.concatenate([np.zeros(0, dtype=np.int64), *counted]), minlength=classes),
+        coco(images, classes),
+        errors(images, classes, score=score),
+        matches(images, classes, score=score).confusion,
+    )
 
 
 def _kind(same: float, other: float, iou: float, background: float) -> str:

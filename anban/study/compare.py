@@ -6,8 +6,9 @@ Reads study.json and the run folders, nothing else; no torch. `compare` gives a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +22,11 @@ from anban.study.stats import (
     LEVEL,
     RESAMPLES,
     Difference,
-    Floats,
     Measure,
     corrected,
     difference,
     image_mean,
     mean_sums,
-    micro,
     pooled_spread,
     scores,
 )
@@ -50,7 +49,7 @@ def compare(
 
     Used are finished runs with per-image lines for the study's split and protocol (of checkpoint "best" where its
     scores are there), one per seed: of several the last in the list. All others are listed under "left_out" with the
-    reason. A score that follows from what the lines count (see `anban.study.scores`) is that of the summed counts; any
+    reason. A score that follows from what the lines count (see `anban.study.scores`) is that of all images together; any
     other is the mean of the per-image scores in samples.jsonl.
 
     Args:
@@ -123,13 +122,13 @@ def compare(
         measure: Measure, pairs: Sequence[tuple[str, str]]
     ) -> tuple[dict[str, list[float]], list[Difference | None]]:
         """Each arm's values, and the difference of each pair of arms; None where one of them has no runs."""
-        sums = {name: [samples.sums(measure.name) for samples in group] for name, group in used.items()}
-        values = {name: scores(group, measure) for name, group in sums.items()}
+        known = {name: [samples.known(measure.name) for samples in group] for name, group in used.items()}
+        values = {name: scores(group, measure) for name, group in known.items()}
         spread = pooled_spread(list(values.values())) if pool == "study" else None
         options: dict[str, Any] = {"spread": spread, "level": level, "resamples": resamples, "seed": seed}
         found = [
-            difference(sums[one], sums[other], measure, **options)
-            if one != other and sums[one] and sums[other]
+            difference(known[one], known[other], measure, **options)
+            if one != other and known[one] and known[other]
             else None
             for one, other in pairs
         ]
@@ -191,7 +190,7 @@ class _Samples:
         keys = {counted_in(line) for line in lines}
         self.counted = keys.pop() if len(keys) == 1 else None
         self.scores: dict[str, Mapping[str, Any]] = {}
-        self._sums: dict[str, Floats] = {}
+        self._kept: dict[str, Sized] = {}
         for line in lines:
             name = line["name"]
             if name in self.scores:
@@ -200,20 +199,24 @@ class _Samples:
                 )
             self.scores[name] = line.get("scores") or {}
             if self.counted is not None:
-                self._sums[name] = COUNTED[self.counted].sums(line[self.counted])
+                self._kept[name] = COUNTED[self.counted].take(line)
         self.names: Sequence[str] = list(self.scores)
 
     @property
     def sizes(self) -> set[int]:
         """How many numbers the lines count: one size for one number of classes."""
-        return {len(sums) for sums in self._sums.values()}
+        return {len(kept) for kept in self._kept.values()}
 
-    def sums(self, metric: str) -> Floats:
-        """What the metric's measure sums, (images, C)."""
+    def known(self, metric: str) -> Sized:
+        """What the metric's measure takes of the run."""
         if self.counted is not None and metric in COUNTED[self.counted].scores:
-            return np.stack([self._sums[name] for name in self.names])
+            return self._gathered
         values = [self.scores[name].get(metric) for name in self.names]
         return mean_sums([np.nan if value is None else value for value in values])
+
+    @cached_property
+    def _gathered(self) -> Sized:
+        return COUNTED[self.counted or ""].gather([self._kept[name] for name in self.names])
 
 
 def _lines(record: RunFolder, study: Study) -> list[dict[str, Any]]:
@@ -282,7 +285,7 @@ def _measures(metrics: Sequence[str] | None, main: str, every: Sequence[_Samples
         if every and name not in known:
             raise InputError(f"the runs have no score {name!r}", where="metric", expected=", ".join(known))
         if counted and name in summed:
-            result.append(micro(name, counted.of))
+            result.append(counted.measure(name))
         else:
             result.append(image_mean(name, score_named(name).higher_is_better))
     return result

@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anban.errors import InputError
+from anban.metrics import defined
+from anban.metrics.detection import Detected
+from anban.metrics.ranked import RANKED_SCORES, Rankings
 from anban.recipe import flatten
 from anban.recipe.recipe import DESCRIPTION, NOT_THE_EXPERIMENT
 from anban.recipe.yamlfile import read
@@ -32,22 +35,30 @@ DESCRIBING = frozenset({*DESCRIPTION, *NOT_THE_EXPERIMENT})
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """Per-image scores by image name, and the sum of the per-image matrices (K, K) where there are any."""
+    """Scores, patients and boxes by image name, and the sum of the per-image matrices (K, K) where there are any."""
 
     scores: dict[str, dict[str, float | None]]
+    patients: dict[str, str]
+    boxes: dict[str, Detected]
     matrix: Floats | None
 
     @classmethod
     def of(cls, lines: Iterable[Mapping[str, Any]]) -> _Evaluated:
         scores: dict[str, dict[str, float | None]] = {}
+        patients: dict[str, str] = {}
+        boxes: dict[str, Detected] = {}
         total: Floats | None = None
         for line in lines:
             scores[line["name"]] = line.get("scores") or {}
+            if "patient" in line:
+                patients[line["name"]] = line["patient"]
+            if "found" in line:
+                boxes[line["name"]] = Detected.of(line["truth"], line["found"])
             key = counted_in(line)
             if key is not None and (as_matrix := COUNTED[key].matrix) is not None:
-                matrix = as_matrix(line[key])
+                matrix = as_matrix(line)
                 total = matrix if total is None else total + matrix
-        return cls(scores, total)
+        return cls(scores, patients, boxes, total)
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,11 @@ class Run:
     def finished(self) -> bool:
         return self.state == "finished"
 
+    @property
+    def parameters(self) -> int | None:
+        """Of its network; None where it was not recorded."""
+        return (self.info.get("model") or {}).get("parameters")
+
     def protocol(self, split: str, name: str) -> dict[str, Any]:
         """The stamp that run.json stores for this split and protocol, {} where there is none."""
         return (self.record.stamp(split, name) if self.record else None) or {}
@@ -101,9 +117,20 @@ class Run:
         """How often each label got each prediction, (K, K), over all images; None where the lines count no such thing."""
         return self._evaluated(split, protocol).matrix
 
+    def boxes(self, split: str, protocol: str) -> dict[str, Detected]:
+        """The objects and boxes of each image by its name; {} where the lines hold none."""
+        return self._evaluated(split, protocol).boxes
+
     def image_score(self, split: str, protocol: str, image: str, name: str) -> float | None:
-        """The per-image score `name` of `image`, None where it is undefined or was not recorded."""
-        return self._evaluated(split, protocol).scores.get(image, {}).get(name)
+        """The score `name` of `image` alone, None where it is undefined or was not recorded."""
+        evaluated = self._evaluated(split, protocol)
+        if name in RANKED_SCORES and image in evaluated.boxes:
+            return defined(float(Rankings([evaluated.boxes[image]]).score(name, np.ones((1, 1)))[0]))
+        return evaluated.scores.get(image, {}).get(name)
+
+    def patients(self, split: str, protocol: str) -> dict[str, str]:
+        """The patient of each image by its name ("" where it is not known); {} where the lines name none."""
+        return self._evaluated(split, protocol).patients
 
     def _evaluated(self, split: str, protocol: str) -> _Evaluated:
         """What the per-image lines of the checkpoint that is reported say."""

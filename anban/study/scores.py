@@ -1,26 +1,24 @@
 """Scores by name: what they are called and shown in, and which of them follow from what a record counts.
 
 A line of samples.jsonl holds per-image `scores`, numbers whose mean over the images is the score of a run. It may also
-hold counts that are summed over images before anything is divided (micro average), under one of the keys of `COUNTED`:
-what follows from them is taken from the sums. A new kind of counts is one more entry there.
+hold, under one of the keys of `COUNTED`, what a score needs of all images together: counts that are summed before anything
+is divided (micro average), or boxes that are ranked together (average precision). A new kind is one more entry there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from anban.metrics import CLASS_SCORES, binary_scores
+from anban.metrics import CLASS_SCORES
 from anban.metrics import SCORES as BINARY_SCORES
-from anban.metrics.classes import class_iou as class_iou
 from anban.metrics.classes import class_totals, scores_of_totals
-from anban.metrics.detection import BOX_SCORES, box_scores
-
-Floats = NDArray[np.float64]
+from anban.metrics.detection import BOX_SCORES, Detected, box_scores
+from anban.metrics.ranked import RANKED_SCORES, Rankings
+from anban.study.stats import Floats, Measure, micro
 
 
 @dataclass(frozen=True)
@@ -107,55 +105,87 @@ def score_named(name: str) -> Score:
 
 @dataclass(frozen=True)
 class Counted:
-    """Counts of an image that are summed over images before scores are taken.
+    """What lines hold of images, and the scores that follow from all images together.
 
     Attributes:
-        sums: what a line of samples.jsonl holds -> the C numbers to sum, (C,).
-        of: sums (..., C) -> scores by name, each (...), NaN where undefined.
+        take: a line of samples.jsonl -> what is kept of the image; of images that can be compared equally long.
+        gather: what is kept of each image, in order -> what the measures take of a run.
+        measure: the name of a score -> its measure.
         scores: the names of those scores.
         compared: those that stand in a table of methods, in its order.
         ablated: those that stand in a table of ablations.
-        matrix: what a line holds -> the matrix [label, prediction] of K classes (K, K); None for counts that are none.
+        matrix: a line -> the matrix [label, prediction] of K classes (K, K); None for what has none.
     """
 
-    sums: Callable[[Any], Floats]
-    of: Callable[[Floats], Mapping[str, Floats]]
+    take: Callable[[Mapping[str, Any]], Sized]
+    gather: Callable[[Sequence[Any]], Sized]
+    measure: Callable[[str], Measure]
     scores: tuple[str, ...]
     compared: tuple[str, ...]
     ablated: tuple[str, ...]
-    matrix: Callable[[Any], Floats] | None = None
+    matrix: Callable[[Mapping[str, Any]], Floats] | None = None
 
 
-def _cells(counts: Mapping[str, float]) -> Floats:
-    return np.asarray([counts[cell] for cell in ("tn", "fp", "fn", "tp")], dtype=np.float64)
+def _cells(line: Mapping[str, Any]) -> Floats:
+    return np.asarray([line["counts"][cell] for cell in ("tn", "fp", "fn", "tp")], dtype=np.float64)
+
+
+class _Boxes:
+    """The boxes of a run, counted and ranked.
+
+    Args:
+        images: of each what `_of_boxes` keeps.
+    """
+
+    def __init__(self, images: Sequence[tuple[Floats, Detected]]):
+        self.sums = np.stack([sums for sums, _ in images])
+        self.ranked = Rankings([image for _, image in images])
+
+    def __len__(self) -> int:
+        return len(self.ranked)
+
+
+def _of_boxes(line: Mapping[str, Any]) -> tuple[Floats, Detected]:
+    """What `box_scores` takes, and the boxes themselves."""
+    sums = [line["boxes"][key] for key in ("right", "found", "objects", "overlap")]
+    return np.asarray(sums, dtype=np.float64), Detected.of(line["truth"], line["found"])
+
+
+def _box_measure(name: str) -> Measure:
+    if name in RANKED_SCORES:
+        return Measure(name, lambda boxes, counts: boxes.ranked.score(name, counts))
+    of_sums = micro(name, box_scores)
+    return Measure(name, lambda boxes, counts: of_sums.of(boxes.sums, counts))
 
 
 #: Key of a line of samples.jsonl -> what it counts.
 COUNTED: dict[str, Counted] = {
     "counts": Counted(
         _cells,
-        binary_scores,
+        np.stack,
+        micro,
         BINARY_SCORES,
         compared=("precision", "recall", "f1", "iou", "oa", "kappa"),
         ablated=("f1", "iou"),
-        matrix=lambda counts: _cells(counts).reshape(2, 2),
+        matrix=lambda line: _cells(line).reshape(2, 2),
     ),
     # The totals, not the cells: resampling the images of 150 classes would take 50 times the memory.
     "confusion": Counted(
-        lambda matrix: class_totals(matrix).reshape(-1),
-        lambda sums: scores_of_totals(sums.reshape(*sums.shape[:-1], 3, -1)),
+        lambda line: class_totals(line["confusion"]).reshape(-1),
+        np.stack,
+        lambda name: micro(name, lambda sums: scores_of_totals(sums.reshape(*sums.shape[:-1], 3, -1))),
         CLASS_SCORES,
         compared=CLASS_SCORES,
         ablated=("miou", "mf1"),
-        matrix=lambda matrix: np.asarray(matrix, dtype=np.float64),
+        matrix=lambda line: np.asarray(line["confusion"], dtype=np.float64),
     ),
-    # Boxes of a sufficient score: those that are right, all of them, and the objects there are.
     "boxes": Counted(
-        lambda boxes: np.asarray([boxes[key] for key in ("right", "found", "objects")], dtype=np.float64),
-        box_scores,
-        BOX_SCORES,
-        compared=BOX_SCORES,
-        ablated=("f1",),
+        _of_boxes,
+        _Boxes,
+        _box_measure,
+        (*RANKED_SCORES, *BOX_SCORES),
+        compared=("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+        ablated=("ap", "ap50"),
     ),
 }
 

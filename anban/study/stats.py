@@ -1,13 +1,15 @@
 """Is one arm of a study better than another? Differences with intervals that cover both images and seeds.
 
 An arm is trained with a few seeds and every run is measured on the same test images. Its score is the mean over its
-runs of the score of the summed counts (micro average). A difference of two such means is uncertain twice: other images
-would have given another one, and so would other seeds. The interval here puts both together:
+runs of the score of all images together (of summed counts: micro average; of boxes ranked: average precision). A
+difference of two such means is uncertain twice: other images would have given another one, and so would other seeds.
+The interval here puts both together:
 
     value + image deviation * k * sqrt(N / chi2) + sqrt(v (1/n + 1/m)) * t
 
 Every run is measured on every image, so the two are crossed, and one draw of the sum resamples both together: one set of
-images for all runs of both arms, with the scores computed anew from the summed counts, and one shift by the seeds.
+images for all runs of both arms, with the scores computed anew from how often each image was drawn (see `Measure`), and
+one shift by the seeds.
 
 Image deviation: what resampling the N images changes in the difference, the same images for both arms (a hard scene is
 hard for both, so pairing them takes most of the spread away) and with the runs as they are. A bootstrap of N images is
@@ -45,7 +47,7 @@ chance of any false finding in the family at 5 % however the comparisons depend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -69,27 +71,33 @@ DRAWS_PER_RESAMPLE = 20
 
 @dataclass(frozen=True)
 class Measure:
-    """A score that is a function of sums over images, which is what makes resampling images one matrix product.
+    """A score of a run as a function of how often each of its images counts, which is all that resampling changes.
 
     Args:
         name: as in the records.
-        of: sums (..., C) to scores (...), NaN where undefined; a common factor of the sums must not change it.
+        of: what is known of a run's images, as many as its length says, and how often each counts in each of R resamples,
+            (R, images), to scores (R,), NaN where undefined; a common factor of the counts must not change it.
         higher_is_better: decides between "better" and "worse".
     """
 
     name: str
-    of: Callable[[Floats], Floats]
+    of: Callable[[Any, Floats], Floats]
     higher_is_better: bool = True
+
+
+def linear(name: str, of: Callable[[Floats], Floats], higher_is_better: bool = True) -> Measure:
+    """A score that follows from sums over images (..., C): a run is its per-image sums (images, C)."""
+    return Measure(name, lambda run, counts: of(counts @ _sums(run)), higher_is_better)
 
 
 def micro(name: str, of: Callable[[Floats], Mapping[str, Floats]] = binary_scores) -> Measure:
     """A score, among those that `of` gives, of summed counts; per-image sums are the counts themselves, (images, C)."""
-    return Measure(name, lambda sums: of(sums)[name])
+    return linear(name, lambda sums: of(sums)[name])
 
 
 def image_mean(name: str, higher_is_better: bool = True) -> Measure:
     """The mean of one number per image (PSNR, per-image F1, ...) over the images where it is defined."""
-    return Measure(name, _ratio, higher_is_better)
+    return linear(name, _ratio, higher_is_better)
 
 
 def mean_sums(values: ArrayLike) -> Floats:
@@ -180,14 +188,14 @@ def corrected(differences: Sequence[Difference | None], higher_is_better: bool) 
     return result
 
 
-def scores(runs: Sequence[ArrayLike], measure: Measure) -> list[float]:
-    """The score of each run from its per-image sums (images, C); NaN where undefined."""
-    return [float(measure.of(_sums(run).sum(axis=0))) for run in runs]
+def scores(runs: Sequence[Sized], measure: Measure) -> list[float]:
+    """The score of each run, every image counting once; NaN where undefined."""
+    return [float(measure.of(run, np.ones((1, len(run))))[0]) for run in runs]
 
 
 def difference(
-    arm: Sequence[ArrayLike],
-    base: Sequence[ArrayLike],
+    arm: Sequence[Sized],
+    base: Sequence[Sized],
     measure: Measure,
     *,
     spread: Spread | None = None,
@@ -198,21 +206,23 @@ def difference(
     """Arm minus base with an interval; the same numbers for the same arguments.
 
     Args:
-        arm, base: for each run the per-image sums (images, C), all of the same images in the same order.
+        arm, base: for each run what the measure takes, all of the same images in the same order.
         spread: variance between runs, pooled over more arms than these two; None takes these two.
         level: nominal coverage, in (0, 1).
         resamples: of the images.
         seed: of the resampling.
 
-    Raises ValueError for an arm without runs and for runs of differing shapes.
+    Raises ValueError for an arm without runs and for runs of different numbers of images.
     """
     if not len(arm) or not len(base):
         raise ValueError("a difference needs at least one run on each side")
-    runs = np.stack([_sums(run) for run in (*arm, *base)])  # (runs, images, C); raises where shapes differ
-    count, images = runs.shape[:2]
+    runs = (*arm, *base)
+    images = len(runs[0])
+    if any(len(run) != images for run in runs):
+        raise ValueError(f"runs of {', '.join(str(len(run)) for run in runs)} images; expected the same ones")
     # Minus the mean of the base's runs, plus the mean of the arm's: one row of factors.
     factors = np.concatenate([np.full(len(arm), 1 / len(arm)), np.full(len(base), -1 / len(base))])
-    single = measure.of(runs.sum(axis=1))
+    single = np.asarray(scores(runs, measure))
     spread = spread or pooled_spread([list(single[: len(arm)]), list(single[len(arm) :])])
     sizes = (len(arm), len(base))
 
@@ -223,16 +233,15 @@ def difference(
 
     if not np.isfinite(single).all():
         return without_interval(
-            None, f"{measure.name} is undefined for {int((~np.isfinite(single)).sum())} of {count} runs"
+            None, f"{measure.name} is undefined for {int((~np.isfinite(single)).sum())} of {len(runs)} runs"
         )
     # One mean minus the other: for equal runs exactly 0, which a sum of products need not be.
     value = float(single[: len(arm)].mean() - single[len(arm) :].mean())
     if images < 2:
         return without_interval(value, "a single image says nothing about other images")
 
-    again = measure.of(
-        np.tensordot(_weights(images, resamples, seed), runs, axes=(1, 1))
-    )  # (resamples, runs)
+    counts = _weights(images, resamples, seed)
+    again = np.stack([measure.of(run, counts) for run in runs], axis=1)  # (resamples, runs)
     shift = (again - single) @ factors
     known = shift[np.isfinite(shift)]
     undefined = 1 - len(known) / resamples

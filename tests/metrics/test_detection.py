@@ -11,7 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from anban.metrics.detection import COCO_SCORES, Detected, coco, errors, match_scores, matches, voc_ap
+from anban.metrics.detection import COCO_SCORES, Detected, coco, errors, matches
+from anban.metrics.ranked import RANKED_SCORES, VOC_SCORES, Rankings
 
 CLASSES = 3
 
@@ -106,21 +107,81 @@ def one_class(
     )
 
 
+EMPTY: dict[str, Any] = {"boxes": [], "labels": [], "scores": []}
 A, B, C, AWAY = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [80, 80, 90, 90]
+
+
+def voc_ap(images: list[Detected], name: str = "voc_ap50") -> np.ndarray:
+    return Rankings(images).of_classes(name, np.ones((1, len(images))))[0]
 
 
 def test_voc_ap_worked_by_hand() -> None:
     # right, wrong (again), right, wrong (nothing there): precision 1, 1/2, 2/3, 1/2 at recall 1/3, 1/3, 2/3, 2/3
     image = one_class([A, B, C], [A, A, B, AWAY])
-    assert voc_ap([image], 1)[0] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
+    assert voc_ap([image])[0] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
     # recalls 0 .. 0.3 reach precision 1, 0.4 .. 0.6 reach 2/3, the other four nothing
-    assert voc_ap([image], 1, points="11")[0] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+    assert voc_ap([image], "voc07_ap50")[0] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
 
 
 def test_voc_ap_passes_over_what_is_difficult() -> None:
     image = one_class([A, B], [A, B], ignored=[True, False])
-    assert voc_ap([image], 2)[0] == 1
-    assert np.isnan(voc_ap([image], 2)[1])
+    assert voc_ap([image]).tolist() == [1]
+
+
+def ties(images: int = 8) -> list[Detected]:
+    """Whole pixels and few scores: overlaps of exactly 0.5 and 0.75, and many boxes of one score."""
+    draw = np.random.default_rng(5)
+    found = []
+    for _ in range(images):
+        corner = draw.integers(0, 20, (6, 2)) * 10.0
+        truth = np.concatenate([corner, corner + draw.choice([10, 20, 40], (6, 2))], axis=1)
+        boxes = np.concatenate(
+            [truth, truth + np.array([0, 0, 0, 10]), truth + np.array([5, 0, 5, 0]), truth]
+        )
+        labels = draw.integers(0, CLASSES, 6)
+        found.append(
+            Detected.of(
+                {"boxes": truth, "labels": labels},
+                {"boxes": boxes, "labels": np.tile(labels, 4), "scores": draw.choice([0.2, 0.5, 0.9], 24)},
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("images", [invented(0), invented(3), ties()], ids=["invented", "other", "ties"])
+def test_ranked_boxes_have_the_scores_of_the_evaluation(images: list[Detected]) -> None:
+    ranked, once = Rankings(images), np.ones((1, len(images)))
+    expected = coco(images, CLASSES)
+    for name in COCO_SCORES:
+        known = expected.scores[name]
+        value = np.nan if known is None else known
+        assert ranked.score(name, once)[0] == pytest.approx(value, abs=1e-12, nan_ok=True)
+    np.testing.assert_allclose(ranked.of_classes("ap", once)[0], expected.per_class, atol=1e-12)
+
+
+def test_an_image_that_counts_twice_is_one_that_is_there_twice() -> None:
+    images = invented(2)
+    counts = np.array([2, 0, 1, 1, 3, 1, 0, 1, 2, 1, 0, 1])
+    copies = [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
+    ranked, drawn = Rankings(images), np.stack([np.ones(len(images)), counts])
+    expected = official(copies)
+    for name, value in zip(COCO_SCORES, expected.stats, strict=True):
+        assert ranked.score(name, drawn)[1] == pytest.approx(value, abs=1e-6)
+    for name in VOC_SCORES:
+        of_copies = voc_ap(copies, name)
+        np.testing.assert_allclose(ranked.of_classes(name, drawn)[1], of_copies, atol=1e-12)
+
+
+def test_a_class_counts_only_where_a_resample_has_an_object_of_it() -> None:
+    images = [one_class([A, B], [A, AWAY]), Detected.of({"boxes": [C], "labels": [1]}, EMPTY)]
+    ranked = Rankings(images)
+    counts = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    # half of two objects is found in the one, nothing in the other
+    half = 51 / 101
+    np.testing.assert_allclose(ranked.score("ap50", counts), [half / 2, half, 0.0, np.nan])
+    np.testing.assert_allclose(ranked.of_classes("ap50", counts)[1], [half, np.nan])
+    assert set(RANKED_SCORES) > set(COCO_SCORES)
+    assert np.isnan(Rankings([]).score("ap", np.ones((1, 0)))).all()
 
 
 def mixed() -> Detected:
@@ -150,10 +211,8 @@ def test_confusion_has_a_row_and_a_column_for_the_background() -> None:
     found = matches([mixed()], 2, iou=0.6)
     # truth 0: found once, missed once; truth 1: taken for 0 once, missed twice; on nothing: three 0 and one 1
     assert found.confusion.tolist() == [[1, 0, 1], [1, 0, 2], [3, 1, 0]]
-    assert found.mean_iou == 1
-    scores = match_scores(found.confusion)
-    assert scores == pytest.approx({"precision": 1 / 6, "recall": 1 / 5, "f1": 2 / 11})
-    assert match_scores(np.zeros((3, 3)))["recall"] is None
+    assert found.scores == pytest.approx({"precision": 1 / 6, "recall": 1 / 5, "f1": 2 / 11, "mean_iou": 1})
+    assert matches([], 2).scores["recall"] is None
 
 
 def test_boxes_on_ignored_objects_are_no_errors() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ class Labelled:
         ignored: which of them neither train nor score: COCO's crowds, VOC's difficult objects.
         areas: of the objects in pixels, at most those of the boxes; by which COCO tells small from large.
         id: COCO's number of the picture.
+        faulty: faults of its boxes that were left out.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Labelled:
     ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
     id: int
+    faulty: tuple[InputError, ...] = ()
 
 
 @dataclass
@@ -115,6 +117,7 @@ class _Objects:
             np.asarray(ignored, dtype=np.bool_),
             np.asarray(areas, dtype=np.float64),
             number,
+            tuple(self.faulty),
         )
 
 
@@ -135,14 +138,15 @@ def read_coco(file: Path, folder: Path, classes: ClassSet | None = None) -> Anno
     content = _json(file)
     categories = content["categories"]
     for key in ("id", "name"):
-        _refuse_twice([category[key] for category in categories], f"category {key}", file)
+        refuse_twice([category[key] for category in categories], f"category {key}", file)
     if classes is None:
         ordered = sorted(categories, key=lambda category: category["id"])
         names, ids = (tuple(category[key] for category in ordered) for key in ("name", "id"))
         classes = ClassSet(names, ids)
     found = Annotations(classes)
-    _refuse_twice([picture["id"] for picture in content["images"]], "image id", file)
-    _refuse_twice([each["id"] for each in content["annotations"] if "id" in each], "annotation id", file)
+    for key in ("id", "file_name"):
+        refuse_twice([picture[key] for picture in content["images"]], f"image {key}", file)
+    refuse_twice([each["id"] for each in content["annotations"] if "id" in each], "annotation id", file)
     numbers = {c["id"]: classes.names.index(c["name"]) for c in categories if c["name"] in classes.names}
     strange = {c["id"]: c["name"] for c in categories if c["name"] not in classes.names}
     of_picture: dict[int, list[Mapping[str, Any]]] = {picture["id"]: [] for picture in content["images"]}
@@ -150,7 +154,8 @@ def read_coco(file: Path, folder: Path, classes: ClassSet | None = None) -> Anno
         where = f"{file}, annotation {each.get('id', '?')}"
         if each["image_id"] not in of_picture:
             found.problems.append(InputError(f"there is no image {each['image_id']}", where=where,
-                                             expected="an image_id among the images of the file"))  # fmt: skip
+                                             expected="an image_id among the images of the file",
+                                             do="list the image, or leave the annotation out"))  # fmt: skip
         elif each["category_id"] not in numbers:
             name = strange.get(each["category_id"], f"category {each['category_id']}")
             found.problems.append(unknown_class(str(name), classes, where))
@@ -164,7 +169,7 @@ def read_coco(file: Path, folder: Path, classes: ClassSet | None = None) -> Anno
         where = f"{file}, image {picture['id']}"
         objects = _Objects((int(picture["height"]), int(picture["width"])), where)
         for each in of_picture[picture["id"]]:
-            x, y, width, height = (float(value) for value in each["bbox"])
+            x, y, width, height = map(float, each["bbox"])
             area = each.get("area")
             objects.add((x, y, x + width, y + height), numbers[each["category_id"]],
                         bool(each.get("iscrowd", 0)), None if area is None else float(area))  # fmt: skip
@@ -173,33 +178,55 @@ def read_coco(file: Path, folder: Path, classes: ClassSet | None = None) -> Anno
     return found
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int)
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value >= 1
+
+
+def _four(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 4 and all(isinstance(each, int | float) for each in value)
+    )
+
+
+_ENTRIES: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "images": {"id": _whole, "file_name": _named, "height": _positive, "width": _positive},
+    "annotations": {"image_id": _whole, "category_id": _whole, "bbox": _four},
+    "categories": {"id": _whole, "name": _named},
+}
+"""What entries of a COCO file must have, and whether it can be read."""
+
+
 def _json(file: Path) -> dict[str, Any]:
-    expected = "a json object with images, annotations and categories"
-    text = file.read_text(encoding="utf-8")
+    def refused(what: str) -> InputError:
+        return InputError(what, where=file, expected="a json object with lists of images, annotations and categories",
+                          do="export it again, or name another file with data.train, data.val or data.test")  # fmt: skip
+
+    text = file.read_bytes()
     if not text.strip():
-        raise InputError("the annotation file is empty", where=file, expected=expected)
+        raise refused("the annotation file is empty")
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"no json ({error})", where=file, expected=expected) from None
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in keys):
-        raise InputError("the file is no list of objects", where=file, expected=expected)
-    for key, needed in zip(keys, (("id", "file_name", "height", "width"), ("image_id", "category_id", "bbox"), ("id", "name")), strict=True):  # fmt: skip
+    except ValueError as error:
+        raise refused(f"no json ({error})") from None
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in _ENTRIES):
+        raise refused("the file is no list of objects")
+    for key, needed in _ENTRIES.items():
         for each in content[key]:
-            if missing := [name for name in needed if name not in each]:
-                raise InputError(f"an entry of {key} has no {missing[0]}: {str(each)[:80]}", where=file,
-                                 expected=", ".join(needed))  # fmt: skip
+            entry = each if isinstance(each, dict) else {}
+            if wrong := [name for name, fits in needed.items() if not fits(entry.get(name))]:
+                raise InputError(f"an entry of {key} has no {wrong[0]} that could be read: {str(each)[:120]}", where=file,
+                                 expected=", ".join(needed), do="mend the entry, or leave it out")  # fmt: skip
     if not content["images"] or not content["categories"]:
-        raise InputError("the annotation file lists no picture or no class", where=file, expected=expected)
+        raise refused("the annotation file lists no picture or no class")
     return content
-
-
-def _refuse_twice(values: Sequence[Any], what: str, file: Path) -> None:
-    twice = [value for value, count in Counter(values).items() if count > 1]
-    if twice:
-        raise InputError(f"the {what} {twice[0]} is given more than once ({len(twice)} such)", where=file,
-                         expected=f"every {what} once", do="number them anew")  # fmt: skip
 
 
 # VOC --------------------------------------------------------------------------------------------------------------
@@ -225,21 +252,29 @@ def read_voc(
             problems.append(error)
     if classes is None:
         names = {_text(each, "name", file) for file, tree in trees.items() for each in tree.iter("object")}
+        if not names and problems:
+            raise problems[0]
         if not names:
-            raise InputError("no object in any file", where=folder, do="name the classes with data.classes")
+            raise InputError("no object in any file", where=files[0].parent, expected="objects, whose names are the classes",
+                             do="name the classes with data.classes")  # fmt: skip
         classes = class_set(sorted(names))
     found = Annotations(classes, problems=problems)
+    described: dict[Path, Path] = {}
     for number, (file, tree) in enumerate(trees.items(), start=1):
         try:
             path = _picture(file, tree, folder)
-            objects = _Objects(_size(tree, path), str(file))
+            if (other := described.setdefault(path, file)) != file:
+                raise InputError(f"{other.name} is about the same picture, {path.name}", where=file,
+                                 expected="one file for each picture", do="join the two, or mend <filename>")  # fmt: skip
+            objects = _Objects(_size(tree, path, file), str(file))
             for each in tree.iter("object"):
                 name = _text(each, "name", file)
                 if name not in classes.names:
                     raise unknown_class(name, classes, str(file))
                 box = each.find("bndbox")
                 if box is None:
-                    raise InputError(f"the object '{name}' has no bndbox", where=file)
+                    raise InputError(f"the object '{name}' has no bndbox", where=file,
+                                     expected="xmin, ymin, xmax and ymax", do="add it, or leave the object out")  # fmt: skip
                 x1, y1, x2, y2 = (_number(box, key, file) for key in ("xmin", "ymin", "xmax", "ymax"))
                 difficult = (each.findtext("difficult") or "0").strip() == "1"
                 objects.add(
@@ -257,7 +292,8 @@ def _xml(file: Path) -> ElementTree.Element:
     """The root of an xml file without entities of its own: these can be made to grow without bound, or to read files."""
     content = file.read_bytes()
     if not content.strip():
-        raise InputError("the annotation file is empty", where=file, expected="an xml <annotation>")
+        raise InputError("the annotation file is empty", where=file, expected="an xml <annotation>",
+                         do="write it again, or take the picture off the list")  # fmt: skip
 
     def refuse(name: str, *_: object) -> None:
         raise InputError(f"the xml declares the entity '{name}'", where=file, expected="plain xml",
@@ -269,7 +305,8 @@ def _xml(file: Path) -> ElementTree.Element:
         scan.Parse(content, True)
         return ElementTree.fromstring(content)
     except (expat.ExpatError, ElementTree.ParseError) as error:
-        raise InputError(f"no xml ({error})", where=file, expected="an xml <annotation>") from None
+        raise InputError(f"no xml ({error})", where=file, expected="an xml <annotation>",
+                         do="write it again, or take the picture off the list") from None  # fmt: skip
 
 
 def _picture(file: Path, tree: ElementTree.Element, folder: Path) -> Path:
@@ -282,16 +319,22 @@ def _picture(file: Path, tree: ElementTree.Element, folder: Path) -> Path:
     return path
 
 
-def _size(tree: ElementTree.Element, path: Path) -> tuple[int, int]:
+def _size(tree: ElementTree.Element, path: Path, file: Path) -> tuple[int, int]:
     """Height and width as the file says, or where it does not, the picture."""
-    height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    given = [tree.findtext(f"size/{side}") or "0" for side in ("height", "width")]
+    try:
+        height, width = (int(float(side)) for side in given)
+    except ValueError:
+        raise InputError(f"<size> has height '{given[0]}' and width '{given[1]}'", where=file, expected="two numbers of pixels",
+                         do="mend them, or leave <size> out: the picture has its own") from None  # fmt: skip
     return (height, width) if height and width else read_header(path).size
 
 
 def _text(element: ElementTree.Element, key: str, file: Path) -> str:
     text = (element.findtext(key) or "").strip()
     if not text:
-        raise InputError(f"an <{element.tag}> has no <{key}>", where=file)
+        raise InputError(f"an <{element.tag}> has no <{key}>", where=file, expected=f"<{key}> with a text",
+                         do="add it, or leave the object out")  # fmt: skip
     return text
 
 
@@ -300,7 +343,7 @@ def _number(element: ElementTree.Element, key: str, file: Path) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"<{key}> is '{text}'", where=file, expected="a number") from None
+        raise InputError(f"<{key}> is '{text}'", where=file, expected="a number", do="mend it") from None
 
 
 # Both -------------------------------------------------------------------------------------------------------------
@@ -314,6 +357,14 @@ def unknown_class(name: str, classes: ClassSet, where: str) -> InputError:
         expected=", ".join(classes.names[:12]) + (" ..." if len(classes) > 12 else ""),
         do="add it to data.classes, or mend the annotation",
     )
+
+
+def refuse_twice(values: Sequence[Any], what: str, file: Path) -> None:
+    """Refuse what a file gives more than once."""
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise InputError(f"the {what} {twice[0]} is given more than once ({len(twice)} such)", where=file,
+                         expected=f"every {what} once", do="keep one of them, or tell them apart")  # fmt: skip
 
 
 def _missing(path: Path, named_in: str) -> InputError:

@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 
 from anban.data.draws import derive, drawing_from
 from anban.data.images import read_rgb
-from anban.data.scenes import ROLES, normalised
+from anban.data.scenes import ROLES, Scene, normalised, overlaps
 from anban.errors import InputError
 from anban.recipe.schema import Count, Positive
 from anban.tasks.detect.annotations import Annotations, Labelled
@@ -121,7 +121,7 @@ class DetectData:
         """
         found = {role: self.annotations(role) for role in self.roles}
         warnings = [
-            f"{role}: {len(each.faulty)} boxes are left out, first {each.faulty[0].what} in {each.faulty[0].where}"
+            f"{role}: faulty boxes that are left out: {len(each.faulty)}, first {each.faulty[0].what} in {each.faulty[0].where}"
             for role, each in found.items()
             if each.faulty
         ]
@@ -154,16 +154,16 @@ class DetectData:
         return digest.hexdigest()[:12]
 
     def _overlaps(self, splits: dict[str, list[Labelled]]) -> list[str]:
-        """Texts on pictures that roles share, told by name and size in bytes."""
-        seen: dict[tuple[str, int], str] = {}
-        shared: dict[tuple[str, str], list[Labelled]] = {}
-        for role, pictures in splits.items():
-            for each in pictures:
-                first = seen.setdefault((each.name, os.stat(each.path).st_size), role)
-                if first != role:
-                    shared.setdefault((first, role), []).append(each)
+        """Texts on pictures that roles share, told by their content."""
+        files = {
+            role: [Scene(each.name, (each.path,), None) for each in pictures]
+            for role, pictures in splits.items()
+        }
+        shared: dict[tuple[str, str], list[str]] = {}
+        for first, second, name, _ in overlaps(files):
+            shared.setdefault((first, second), []).append(name)
         texts = [
-            f"{x} and {y} share {len(each)} pictures, first {each[0].name}" for (x, y), each in shared.items()
+            f"{x} and {y} share {len(names)} pictures, first {names[0]}" for (x, y), names in shared.items()
         ]
         if texts and self.overlap == "refuse":
             raise InputError("The same pictures are in two splits: " + "; ".join(texts), where=self.root,

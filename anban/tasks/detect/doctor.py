@@ -63,7 +63,7 @@ def doctor(root: str | Path, classes: str | Sequence[str] | None = None) -> dict
             split: [Scene(each.name, (each.path,), None) for each in found[split]] for split in roles or found
         }
         shared_scenes(scenes, "pictures", findings)
-        missing_roles(list(found), findings)
+        missing_roles(layout.splits, findings)
         faulty = any(finding["level"] == "error" and "the box (" in finding["what"] for finding in findings)
         report["data"] = {
             "root": report["root"],

@@ -16,7 +16,7 @@ from typing import Literal
 from anban.data.generated import NOTE
 from anban.errors import InputError
 from anban.recipe.schema import unknown
-from anban.tasks.detect.annotations import Annotations, read_coco, read_voc
+from anban.tasks.detect.annotations import Annotations, read_coco, read_voc, refuse_twice
 from anban.tasks.detect.classes import ClassSet
 
 LayoutName = Literal["auto", "coco", "voc"]
@@ -137,7 +137,9 @@ def _annotations(root: Path) -> Path | None:
 def _names(file: Path) -> list[str]:
     names = file.read_text(encoding="utf-8").split()
     if not names:
-        raise InputError("the list is empty", where=file, expected="names of pictures, without a suffix")
+        raise InputError("the list is empty", where=file, expected="names of pictures, without a suffix",
+                         do="fill it, or name another split")  # fmt: skip
+    refuse_twice(names, "name", file)
     return names
 
 

@@ -10,20 +10,15 @@ from numpy.typing import ArrayLike
 
 from anban.metrics import defined
 from anban.metrics.detection import (
-    COCO_SCORES,
+    BOX_SCORES,
     Detected,
-    Matches,
-    box_scores,
     coco,
-    match_scores,
     matches,
-    voc_ap,
 )
+from anban.metrics.ranked import RANKED_SCORES, VOC_SCORES, Rankings
 
 SELECT = "ap"
-FORMULAS = box_scores
-"""The function whose docstring has the formulas of the scores that are no averages of precision."""
-SCORES = (*COCO_SCORES, "voc_ap50", "voc07_ap50", "mean_iou", "precision", "recall", "f1")
+SCORES = (*RANKED_SCORES, *BOX_SCORES)
 """COCO's; the mean over classes of VOC's at IoU 0.5, of 2010 and of 2007; and of boxes above a score, paired with objects from IoU 0.5
 on: the mean IoU of those that have their object's class, and how many are right."""
 
@@ -55,12 +50,7 @@ def sample_record(
         },
     }
     paired = matches([detected(record)], classes, score=score)
-    objects, boxes = paired.confusion[:-1].sum(), paired.confusion[:, :-1].sum()
-    record["boxes"] = {
-        "right": int(np.trace(paired.confusion)), "found": int(boxes), "objects": int(objects)
-    }  # fmt: skip
-    record["scores"] = _of_matches(paired)
-    return record
+    return record | {"boxes": paired.sums, "scores": paired.scores}
 
 
 def detected(record: Mapping[str, Any]) -> Detected:
@@ -69,18 +59,34 @@ def detected(record: Mapping[str, Any]) -> Detected:
 
 
 def summary(records: Sequence[Mapping[str, Any]], classes: int, score: float) -> dict[str, float | None]:
-    """The scores of a split, see `SCORES`; None where one is undefined."""
+    r"""The scores of a split, see `SCORES`; None where one is undefined.
+
+    Notation: a box is right if it overlaps an object of its class by an IoU of at least a threshold $\theta$ and is the one that
+    finds it: for ap the best first, each with the object of most overlap that is free, for voc_ap50 with the object of most
+    overlap, free or not. $\pi(r)$ is the largest share of right boxes among the best ones of a class in all pictures that reach
+    a recall of at least $r$, 0 where none do. Scores are means over the classes that have an object; ap50 and ap75 are at
+    $\theta = 0.5$ and 0.75, the ap of sizes of objects below $32^2$, from $32^2$ to $96^2$, and above $96^2$ pixels; at most 100
+    boxes of a class and picture count. For the last four the boxes of a sufficient score are paired with objects at
+    $\theta = 0.5$, the pair of most overlap first; $TP$ boxes that are paired with an object of their class, $FP$ other boxes and
+    $FN$ other objects are summed over all pictures.
+
+    Formula of ap: $\frac{1}{10} \sum_{\theta \in \{0.5, 0.55, \dots, 0.95\}} \frac{1}{101} \sum_{r \in \{0, 0.01, \dots, 1\}} \pi_\theta(r)$.
+    Formula of ar100: $\frac{1}{10} \sum_{\theta \in \{0.5, 0.55, \dots, 0.95\}} R_\theta$, where $R_\theta$ is the share of objects found.
+    Formula of voc_ap50: $\int_0^1 \pi_{0.5}(r) \, dr$.
+    Formula of voc07_ap50: $\frac{1}{11} \sum_{r \in \{0, 0.1, \dots, 1\}} \pi_{0.5}(r)$.
+    Formula of precision: $\frac{TP}{TP + FP}$, undefined where nothing is found.
+    Formula of recall: $\frac{TP}{TP + FN}$, undefined where nothing is there.
+    Formula of f1: $\frac{2 TP}{2 TP + FP + FN}$, undefined where nothing is found and nothing is there.
+    Formula of mean_iou: $\frac{1}{TP} \sum_b \mathrm{IoU}_b$, the sum over the $TP$ boxes, undefined without any.
+    """
     images = [detected(record) for record in records]
-    scores = coco(images, classes).scores
-    for name, points in (("voc_ap50", "all"), ("voc07_ap50", "11")):
-        per_class = voc_ap(images, classes, points=points)  # type: ignore[arg-type]
-        known = per_class[~np.isnan(per_class)]
-        scores[name] = defined(float(known.mean())) if len(known) else None
-    return scores | _of_matches(matches(images, classes, score=score))
+    ranked, once = Rankings(images), np.ones((1, len(images)))
+    voc = {name: defined(float(ranked.score(name, once)[0])) for name in VOC_SCORES}
+    return coco(images, classes).scores | voc | matches(images, classes, score=score).scores
 
 
-def _of_matches(paired: Matches) -> dict[str, float | None]:
-    return {"mean_iou": paired.mean_iou, **match_scores(paired.confusion)}
+FORMULAS = summary
+"""The function whose docstring has the formulas of the scores."""
 
 
 def _rounded(values: ArrayLike) -> Any:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from anban.errors import InputError
 
+Shape = tuple[int, ...]
+_MOST = 6  # names of one kind that are written out
+
 
 @dataclass(frozen=True)
 class Start:
@@ -30,23 +33,48 @@ class Taken:
     """What became of the weights of a file.
 
     Attributes:
-        taken: how many tensors.
-        drawn: tensors of the network that keep their drawn weights.
-        left: tensors of the file that the network has no place for, or one of another shape.
-        growth: parameters of the network less those of the file.
+        taken: tensors that are the file's now.
+        reshaped: tensors that both have, in different shapes: the network's keep their drawn weights. Name -> its shape and the file's.
+        drawn: tensors that the network alone has; they keep their drawn weights.
+        left: tensors that the file alone has.
+        parameters: how many the network has, those of `taken`, and those of the file.
     """
 
-    taken: int
+    taken: list[str]
+    reshaped: dict[str, tuple[Shape, Shape]]
     drawn: list[str]
     left: list[str]
-    growth: int
+    parameters: tuple[int, int, int]
+
+    @property
+    def growth(self) -> int:
+        """Parameters of the network less those of the file."""
+        return self.parameters[0] - self.parameters[2]
 
     def __str__(self) -> str:
-        text = f"{self.taken} tensors are taken; {self.growth:+,} parameters compared with the file"
-        for what, names in (("drawn anew", self.drawn), ("not used", self.left)):
+        ours, taken, theirs = self.parameters
+        lines = [
+            f"{len(self.taken)} of {len(self.taken) + len(self.reshaped) + len(self.drawn)} tensors of the network are taken "
+            f"from the file, {100 * taken / ours:.1f} % of its parameters",
+            f"the network has {ours:,} parameters, the file {theirs:,}: {self.growth:+,} ({100 * self.growth / theirs:+.1f} %)",
+        ]
+        shapes = [
+            f"{name} ({_shape(own)}, in the file {_shape(its)})" for name, (own, its) in self.reshaped.items()
+        ]
+        for what, names in (
+            ("drawn anew, of another shape in the file", shapes),
+            ("drawn anew, not in the file", self.drawn),
+            ("not used, in the file alone", self.left),
+        ):
             if names:
-                text += f"; {len(names)} {what}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}"
-        return text
+                lines.append(
+                    f"{len(names)} {what}: {', '.join(names[:_MOST])}{' ...' if len(names) > _MOST else ''}"
+                )
+        return "\n  ".join(lines)
+
+
+def _shape(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "one number"
 
 
 def start_from(model: nn.Module, path: Path) -> Taken:
@@ -73,12 +101,16 @@ def start_from(model: nn.Module, path: Path) -> Taken:
         raise InputError("No tensor of the file fits the network.", where=path,
                          expected=f"names and shapes such as {next(iter(own))} {tuple(next(iter(own.values())).shape)}")  # fmt: skip
     model.load_state_dict(fitting, strict=False)
-    ours, theirs = (sum(value.numel() for value in values.values()) for values in (own, weights))
+    ours, taken, theirs = (
+        sum(value.numel() for value in values.values()) for values in (own, fitting, weights)
+    )
+    shared = [name for name in own if name in weights and name not in fitting]
     return Taken(
-        len(fitting),
-        [name for name in own if name not in fitting],
-        [name for name in weights if name not in fitting],
-        ours - theirs,
+        list(fitting),
+        {name: (tuple(own[name].shape), tuple(weights[name].shape)) for name in shared},
+        [name for name in own if name not in weights],
+        [name for name in weights if name not in own],
+        (ours, taken, theirs),
     )
 
 

@@ -165,6 +165,26 @@ class DetectTask(Task):
     def summary(self, records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         return summary(records, len(self.classes), self.evaluation.score)
 
+    def results(self, split: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Boxes as COCO's tools read them, with the numbers that the annotations give pictures and classes."""
+        return [
+            self._coco_result(labelled.id, labelled.name, *found)
+            for labelled, record in zip(self.data.labelled(split), records, strict=True)
+            for found in zip(*(record["found"][key] for key in ("boxes", "scores", "labels")), strict=True)
+        ]
+
+    def _coco_result(
+        self, image: int, file: str, box: Sequence[float], score: float, label: int
+    ) -> dict[str, Any]:
+        x1, y1, x2, y2 = box
+        return {
+            "image_id": image,
+            "file_name": file,
+            "category_id": self.data.classes.ids[label],
+            "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(score, 6),
+        }
+
     def health(self, records: Sequence[dict[str, Any]]) -> list[Symptom]:
         objects = sum(len(record["truth"]["boxes"]) for record in records)
         if not objects or any(record["found"]["boxes"] for record in records):
@@ -190,7 +210,8 @@ class DetectTask(Task):
             "detections": detector.get("detections"),
             "ap": "COCO: IoU 0.50:0.95, 101 recalls, 100 boxes an image",
             "voc_ap50": "area under the precision at IoU 0.5; voc07: at 11 recalls",
-            "pairs": f"IoU 0.5, score {self.evaluation.score:g}",
+            "pairs": "IoU 0.5",
+            "least_score": self.evaluation.score,
             "classes": list(self.classes),
             "ignored": "crowd and difficult objects",
             "data_range": "uint8 0..255",
@@ -272,16 +293,11 @@ class DetectTask(Task):
             tensor = normalised(torch.from_numpy(image).permute(2, 0, 1), mean, std)[None].to(device)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 found = _array(self.detect(model, tensor, protocol)[0], path.name)
-            for x1, y1, x2, y2, score, label in found.tolist():
-                results.append(
-                    {
-                        "image_id": int(path.stem) if path.stem.isdecimal() else number,
-                        "file_name": path.name,
-                        "category_id": self.data.classes.ids[int(label)],
-                        "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-                        "score": round(score, 6),
-                    }
-                )
+            image_id = int(path.stem) if path.stem.isdecimal() else number
+            results += [
+                self._coco_result(image_id, path.name, box, score, int(label))
+                for *box, score, label in found.tolist()
+            ]
             Image.fromarray(self._with_boxes(image, found)).save(out / f"{path.stem}.png")
             yield out / f"{path.stem}.png"
         (out / "results.json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image, sigmoid_focal_loss
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from anban.official import rename
+from anban.tasks.detect.loss import focal, smooth_l1
 from anban.tasks.detect.models.boxes import (
     IGNORED,
     cell_anchors,
@@ -154,17 +154,16 @@ def losses(
         found[:, ~torch.cat(within)] = IGNORED
     positives = (found >= 0).sum(dim=1).clamp(min=1)
     total = positives * len(targets) if detector.convention == "torchvision" else positives.sum()
-    share = (1 / total).reshape(-1, 1)
-    wanted, aims = torch.zeros_like(scored), torch.zeros_like(moved)
-    for i, target in enumerate(targets):
-        at = (found[i] >= 0).nonzero().squeeze(1)
-        box = found[i, at]
-        wanted[i, at, target["labels"][box]] = 1.0
-        aims[i, at] = encode(target["boxes"][box], anchors[at], detector.box_deviations)
-    focal = sigmoid_focal_loss(scored, wanted, detector.focal_alpha, detector.focal_gamma).sum(dim=-1)
-    apart = F.smooth_l1_loss(moved, aims, reduction="none", beta=detector.box_beta).sum(dim=-1)
-    of_classes = detector.class_weight * share * focal * (found != IGNORED)
-    of_boxes = detector.box_weight * share * apart * (found >= 0)
+    share = 1 / total.expand(len(targets))
+    picture, at = (found >= 0).nonzero().unbind(1)
+    before = torch.tensor([0, *(len(target["boxes"]) for target in targets)], device=found.device).cumsum(0)
+    box = found[picture, at] + before[picture]
+    boxes, labels = (torch.cat([target[key] for target in targets])[box] for key in ("boxes", "labels"))
+    cost = focal(scored, (picture, at, labels), detector.focal_alpha, detector.focal_gamma)
+    of_classes = detector.class_weight * share[:, None] * cost * (found != IGNORED)
+    aims = encode(boxes, anchors[at], detector.box_deviations)
+    apart = detector.box_weight * share[picture] * smooth_l1(moved[picture, at], aims, detector.box_beta)
+    of_boxes = apart.new_zeros(found.shape).index_put((picture, at), apart)
     counts = [len(each) for each in levels]
     return list(torch.split(of_classes, counts, 1)), list(torch.split(of_boxes, counts, 1)), found
 

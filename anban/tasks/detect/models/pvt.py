@@ -165,7 +165,7 @@ class _Stage(nn.Module):
             self.embed = nn.Linear(inputs, width)
         self.class_token = _learned(1, width) if class_token else None
         self.positions = None
-        if settings.positions == "every" or (stage == 0 and settings.positions == "first"):
+        if settings.has_positions(stage):
             self.positions = _Positions(
                 settings.grid(stage),
                 width,
@@ -178,6 +178,30 @@ class _Stage(nn.Module):
 
     def tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """A map (B, inputs, H, W) -> tokens (B, N, width), the class token first, and the size of their map."""
+        x, size = self._embedded(x)
+        return self._encoded(x, size), size
+
+    @torch.no_grad()
+    def places(self, x: Tensor) -> float:
+        """Whether the stage knows where its tokens are: by how much they differ once they trade places and are put back.
+
+        Args:
+            x: a map (B, inputs, H, W).
+
+        Returns:
+            the difference over the length of the tokens: 0 where nothing tells the stage a token's place (no position embedding,
+            no convolution over the map).
+        """
+        was_training = self.training
+        self.eval()
+        x, size = self._embedded(x)
+        order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.device)
+        here, there = (self._encoded(each, size)[:, -x.shape[1] :] for each in (x, x[:, order]))
+        self.train(was_training)
+        return float((there - here[:, order]).norm() / here.norm())
+
+    def _embedded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """A map (B, inputs, H, W) -> its tokens (B, N, width), and the size of their map."""
         x = self.dilated(x)
         if self.entry == "patch":
             x = self.embed(_padded(x, self.patch, self.stride, self.padding))
@@ -187,13 +211,17 @@ class _Stage(nn.Module):
             x = self.embed_norm(x)
         elif self.entry == "linear":
             x = self.embed(x)
+        return x, size
+
+    def _encoded(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens through positions, blocks and norm, the class token first."""
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(len(x), -1, -1), x), dim=1)
         if self.positions is not None:
             x = self.positions(x, size)
         for block in self.blocks:
             x = block(x, size)
-        return (x if self.norm is None else self.norm(x)), size
+        return x if self.norm is None else self.norm(x)
 
     def forward(self, x: Tensor) -> Tensor:
         x, size = self.tokens(x)
@@ -212,14 +240,20 @@ def _dilated(settings: Pyramid, stage: int, channels: int) -> nn.Sequential:
 
 def _padded(x: Tensor, patch: int, stride: int, padding: Padding) -> Tensor:
     """The map with the zeros that a patch embedding sees around it."""
+    if padding == 0:
+        return x
+    return F.pad(
+        x, [zeros for side in (x.shape[3], x.shape[2]) for zeros in margins(side, patch, stride, padding)]
+    )
+
+
+def margins(side: int, patch: int, stride: int, padding: Padding) -> tuple[int, int]:
+    """Zeros before and behind a side of a map that is cut into patches."""
     if isinstance(padding, int):
-        return F.pad(x, (padding,) * 4) if padding else x
-    sides = []
-    for side in (x.shape[3], x.shape[2]):
-        missing = max((math.ceil(side / stride) - 1) * stride + patch - side, 0)
-        before = missing // 2 if padding == "same" else 0
-        sides += [before, missing - before]
-    return F.pad(x, sides)
+        return padding, padding
+    missing = max((math.ceil(side / stride) - 1) * stride + patch - side, 0)
+    before = missing // 2 if padding == "same" else 0
+    return before, missing - before
 
 
 class PVT(nn.Module):
@@ -273,6 +307,16 @@ class PVT(nn.Module):
             if stage in self.settings.outputs:
                 maps.append(outward(x))
         return maps
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        """What its parts consist of, by the names of their modules."""
+        dilation = self.settings.dilation
+        found = {f"stages.{stage}": self.settings.entries(stage) for stage in range(len(self.stages))}
+        if dilation.place == "outputs":
+            for stage, count in enumerate(dilation.counts):
+                if count:
+                    found[f"outward.{stage}"] = {"consists of": f"{count} dilated ({dilation.kind})"}
+        return found
 
     def tokens(self, x: Tensor) -> Tensor:
         """The last stage's tokens (B, N, C) of images (B, in_channels, H, W), a class token first."""

@@ -6,6 +6,7 @@ convention "mmdetection" to MMDetection's (as in github.com/iredawen/AtrousLSHTr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -94,6 +95,28 @@ class RetinaNet(nn.Module):
         maps: list[Tensor] = self.neck(self.encoder(images)[self.detector.first_stage :])
         return maps
 
+    def describe(self) -> dict[str, dict[str, str]]:
+        """What its parts consist of, by the names of their modules: the backbone's own, the neck, the head."""
+        detector, levels = self.detector, len(self.neck.lateral)
+        inside: dict[str, dict[str, str]] = self.encoder.describe()  # type: ignore[operator]
+        neck = {
+            "consists of": "feature pyramid"
+            if detector.top_down
+            else "a level for each map, nothing added to it",
+            "levels": f"{levels} of the backbone, {detector.extra_levels} coarser ones from {detector.extra_source}",
+            "width": str(detector.width),
+        }
+        anchors = detector.anchor_octaves * len(detector.anchor_ratios)
+        head = {
+            "layers": f"{detector.depth} + 1",
+            "scores": f"{anchors} anchors x {self.head.classes} classes",
+        }
+        return {
+            **{f"encoder.{part}": entries for part, entries in inside.items()},
+            "neck": neck,
+            "head": head,
+        }
+
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the parameters of torchvision's RetinaNet or of MMDetection's; the backbone renames its own."""
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "neck": {}, "head": {}}
@@ -157,6 +180,10 @@ class TorchvisionBackbone(nn.Module):
         self.channels_last = name.startswith("swin")
         self.body = nn.ModuleDict(layers)
 
+    def describe(self) -> dict[str, dict[str, str]]:
+        """What its parts consist of, by the names of their modules."""
+        return {f"body.{name}": {"consists of": _blocks(layer)} for name, layer in self.body.items()}
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) -> four maps, at 1/4 to 1/32 of the resolution."""
         maps = []
@@ -165,6 +192,12 @@ class TorchvisionBackbone(nn.Module):
             if name in self.stages:
                 maps.append(x.permute(0, 3, 1, 2).contiguous() if self.channels_last else x)
         return maps
+
+
+def _blocks(layer: nn.Module) -> str:
+    """The classes of a layer's members, counted."""
+    members = Counter(type(member).__name__ for member in layer) if isinstance(layer, nn.Sequential) else {}
+    return ", ".join(f"{count} {name}" for name, count in members.items()) or type(layer).__name__
 
 
 class TorchvisionRetinaNet(RetinaNet):

@@ -225,28 +225,51 @@ class Pyramid:
         return max(height, 1), max(width, 1)
 
     def describe(self) -> str:
-        """The network as a list of stages, as a lab note writes it: one line a stage, [how it begins], blocks, norm, outputs."""
-        lines = []
-        for stage, (kind, depth) in enumerate(
-            zip(self.attention.kinds(len(self.widths)), self.depths, strict=True)
-        ):
-            begin = []
-            if self.dilation.place == "between" and self.dilation.counts[stage]:
-                begin.append(f"{self.dilation.counts[stage]} dilated")
-            if stage == 0 or self.entry == "patch":
-                begin.append(f"patch {self.patch_sizes[stage]}/{self.patch_strides[stage]}")
-            elif self.entry == "linear":
-                begin.append("reshape, linear")
-            if self.positions == "every" or (stage == 0 and self.positions == "first"):
-                begin.append("pos")
-            blocks = ", ".join(f"layer{block + 1}" for block in range(depth))
-            parts = [f"[{', '.join(begin)}]"] if begin else []
-            parts += [f"{kind} {self.widths[stage]} [{blocks}]"]
-            parts += ["norm"] if self.stage_norm else []
-            if self.dilation.place == "outputs" and self.dilation.counts[stage]:
-                parts.append(f"-> {self.dilation.counts[stage]} dilated")
-            lines.append(f"[{', '.join(parts)}]")
-        return "[" + ",\n ".join(lines) + "]"
+        """The network as a list of stages, as a lab note writes it, one line a stage."""
+        return "[" + ",\n ".join(self.sketch(stage) for stage in range(len(self.widths))) + "]"
+
+    def sketch(self, stage: int) -> str:
+        """A stage as a lab note writes it: [how it begins], attention, width and layers, norm, what is behind it."""
+        begin = [self._beginning(stage)] if self._beginning(stage) else []
+        if self.has_positions(stage):
+            begin.append("pos")
+        layers = ", ".join(f"layer{block + 1}" for block in range(self.depths[stage]))
+        parts = [f"[{', '.join(begin)}]"] if begin else []
+        parts += [f"{self.attention.kinds(len(self.widths))[stage]} {self.widths[stage]} [{layers}]"]
+        parts += ["norm"] if self.stage_norm else []
+        if self.dilation.place == "outputs" and self.dilation.counts[stage]:
+            parts.append(f"-> {self.dilation.counts[stage]} dilated")
+        return f"[{', '.join(parts)}]"
+
+    def entries(self, stage: int) -> dict[str, str]:
+        """What a stage consists of, one thing at a time: what tells networks apart."""
+        kind, heads = self.attention.kinds(len(self.widths))[stage], self.heads[stage]
+        reduced = f" by {self.attention.reductions[stage]}" if kind == "reduced" else ""
+        grid = "x".join(map(str, self.grid(stage)))
+        return {
+            "written": self.sketch(stage),
+            "begins with": self._beginning(stage) or "the map as it comes",
+            "position embedding": grid if self.has_positions(stage) else "none",
+            "layers": f"{self.depths[stage]} of {self.widths[stage]}",
+            "attention": f"{kind}{reduced}, {heads} head{'' if heads == 1 else 's'}",
+            "perceptron": f"{self.mlp} x{self.mlp_ratios[stage]:g}",
+            "norm": "layer norm" if self.stage_norm else "none",
+        }
+
+    def _beginning(self, stage: int) -> str:
+        """What comes before position embeddings and blocks."""
+        begin = []
+        if self.dilation.place == "between" and self.dilation.counts[stage]:
+            begin.append(f"{self.dilation.counts[stage]} dilated")
+        if stage == 0 or self.entry == "patch":
+            begin.append(f"patch {self.patch_sizes[stage]}/{self.patch_strides[stage]}")
+        elif self.entry == "linear":
+            begin.append("reshape, linear")
+        return ", ".join(begin)
+
+    def has_positions(self, stage: int) -> bool:
+        """Whether a stage has position embeddings."""
+        return self.positions == "every" or (stage == 0 and self.positions == "first")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,12 @@ def test_sparse_numbers_crowds_and_empty_pictures_of_coco(tmp_path: Path) -> Non
         (lambda c: c["annotations"][0].update(image_id=8), "there is no image 8"),
         (lambda c: c["images"][1].update(file_name="c.png"), "the picture is missing"),
         (lambda c: c["images"].clear(), "lists no picture"),
+        (lambda c: c["images"][1].update(file_name="a.png"), "image file_name a.png is given more than once"),
+        (lambda c: c["images"][0].update(height=None), "images has no height that could be read"),
         (lambda c: c["annotations"][0].pop("bbox"), "has no bbox"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "annotations has no bbox that could be read"),
+        (lambda c: c["annotations"][0].update(bbox="1 2 3 4"), "annotations has no bbox that could be read"),
+        (lambda c: c["annotations"].append(3), "annotations has no image_id that could be read: 3"),
         (lambda c: c.pop("categories"), "no list of objects"),
     ],
 )
@@ -106,11 +111,17 @@ def test_what_is_wrong_with_coco_is_refused(tmp_path: Path, change: Any, message
     changed = content()
     change(changed)
     data = DetectData(str(write(tmp_path / "set", changed)), val=None)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         data.check()
+    assert "train.json" in str(caught.value.where)
+    assert caught.value.expected
+    assert caught.value.do
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "file is empty"), ("{", "no json"), ("[]", "no list")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "file is empty"), (" \n", "file is empty"), ("{", "no json"), ("[]", "no list"), ("{}", "no list")],
+)
 def test_files_that_are_no_annotations_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DetectData(str(write(tmp_path / "set", text)), val=None).check()
@@ -128,7 +139,7 @@ def test_faulty_boxes_can_be_dropped_and_are_told(tmp_path: Path) -> None:
     changed["annotations"][1]["bbox"] = [3, 2, 0, 20]
     report = DetectData(str(write(tmp_path / "set", changed)), val=None, faulty="drop").check()
     assert report["objects"]["train"] == {"dog": 1, "toothbrush": 0}
-    assert "1 boxes are left out" in report["warnings"][0]
+    assert "boxes that are left out: 1" in report["warnings"][0]
 
 
 def test_a_box_a_hair_outside_is_cut(tmp_path: Path) -> None:
@@ -170,16 +181,21 @@ def test_voc_is_read_from_either_first_pixel(tmp_path: Path) -> None:
     [
         ("", "file is empty"),
         ("<annotation>", "no xml"),
+        (xml().replace("<width>40", "<width>wide"), "<size> has height '30' and width 'wide'"),
         (xml(OBJECT.format(5, 6, "x", 25, name="cat", more="")), "<xmax> is 'x'"),
         (xml(OBJECT.format(5, 6, 5, 25, name="cat", more="")), "has no area"),
+        (xml(OBJECT.format(5, 6, 90, 25, name="cat", more="")), "leaves its picture of 40x30"),
         (xml("<object><name>cat</name></object>"), "has no bndbox"),
         (xml(OBJECT.format(5, 6, 20, 25, name="bird", more="")), "'bird' is none of the classes"),
     ],
 )
 def test_what_is_wrong_with_voc_is_refused(tmp_path: Path, text: str, message: str) -> None:
     data = DetectData(str(write_voc(tmp_path / "set", text)), val=None, classes=["cat"])
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         data.labelled("train")
+    assert "a.xml" in str(caught.value.where)
+    assert caught.value.expected
+    assert caught.value.do
 
 
 def test_a_file_that_names_a_missing_picture_is_about_the_one_of_its_own_name(tmp_path: Path) -> None:
@@ -187,11 +203,26 @@ def test_a_file_that_names_a_missing_picture_is_about_the_one_of_its_own_name(tm
     assert DetectData(str(root), val=None, classes=["cat"]).labelled("train")[0].name == "a.png"
 
 
-def test_entities_are_refused_before_they_grow(tmp_path: Path) -> None:
-    laughs = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
-    root = write_voc(tmp_path / "set", xml(OBJECT.format(5, 6, 20, 25, name="&b;", more=""), head=laughs))
+@pytest.mark.parametrize(
+    "declared", ['<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">', '<!ENTITY a SYSTEM "file:///etc/hostname">']
+)
+def test_entities_are_refused_before_they_grow_or_read_files(tmp_path: Path, declared: str) -> None:
+    text = xml(OBJECT.format(5, 6, 20, 25, name="&a;", more=""), head=f"<!DOCTYPE a [{declared}]>")
     with pytest.raises(InputError, match="declares the entity 'a'"):
-        DetectData(str(root), val=None, classes=["cat"]).labelled("train")
+        DetectData(str(write_voc(tmp_path / "set", text)), val=None, classes=["cat"]).labelled("train")
+
+
+def test_a_picture_that_is_annotated_or_listed_twice_is_refused(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "set", xml())
+    (root / "Annotations/b.xml").write_text(xml(), encoding="utf-8")
+    listed = root / "ImageSets/Main/train.txt"
+    listed.write_text("a\nb\n", encoding="utf-8")
+    data = DetectData(str(root), val=None, classes=["cat"])
+    with pytest.raises(InputError, match=r"a\.xml is about the same picture, a\.png"):
+        data.labelled("train")
+    listed.write_text("a\na\n", encoding="utf-8")
+    with pytest.raises(InputError, match="the name a is given more than once"):
+        data.labelled("train")
 
 
 def test_missing_xml_files_and_empty_lists_are_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ VARIANTS: dict[str, Attention] = {
     "lsh, many buckets": Attention("lsh", buckets=64, hashes=3),
     "lsh, two buckets": Attention("lsh", buckets=2, hashes=1),
     "log-sparse, short": Attention("log-sparse", stretch=4, taps=3),
+    "log-sparse, added": Attention("log-sparse", mask="added"),
 }
 PATTERNS: list[Pattern] = [
     Lines("row"),

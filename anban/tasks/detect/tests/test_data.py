@@ -156,3 +156,22 @@ def test_protocols_say_what_a_picture_becomes(name: str, size: tuple[int, int]) 
 def test_other_protocols_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="unknown protocol"):
         parse_protocol(name)
+
+
+def test_a_picture_of_two_splits_is_told_by_its_content(tmp_path: Path) -> None:
+    """Not by its name: every split numbers its pictures from 0."""
+    root = write_demo(tmp_path / "cells", train=2, val=2, test=0, size=32)
+    train, val = (root / "images" / split for split in ("train", "val"))
+    data = DetectData(str(root), test=None)
+    assert data.check()["warnings"] == []
+    padded = max(path.stat().st_size for path in (train / "000000.png", val / "000000.png"))
+    for path in (train / "000000.png", val / "000000.png"):  # equal in name and size, not in content
+        path.write_bytes(path.read_bytes().ljust(padded, b"\0"))
+    assert DetectData(str(root), test=None).check()["warnings"] == []
+    (val / "000001.png").write_bytes((train / "000000.png").read_bytes())
+    with pytest.raises(
+        InputError, match=r"(?s)train and val share 1 pictures, first 000001\.png.*overlap=warn"
+    ):
+        DetectData(str(root), test=None).check()
+    warned = DetectData(str(root), test=None, overlap="warn").check()["warnings"]
+    assert warned == ["train and val share 1 pictures, first 000001.png"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from anban.metrics.detection import BOX_SCORES
 from anban.recipe import Recipe, flatten, load_recipe
 from anban.recipe.recipe import recipe_files
 from anban.recipe.yamlfile import read
 from anban.study.study import load_plan, study_files
+from anban.tasks.detect.metric import SELECT
 
 #: Recipes that are their base by another name, and why.
 SAME_AS_BASE = {
@@ -106,5 +106,5 @@ def test_studies_compare_what_their_runs_will_count(name: str) -> None:
     config = plan.arms[0].recipe.config
     chosen = (plan.compare["split"], plan.compare["protocol"])
     assert chosen == (config["eval"]["splits"][0], config["eval"]["protocols"][0])
-    assert plan.compare["metric"] in BOX_SCORES
+    assert plan.compare["metric"] == SELECT
     assert len({arm.recipe.hash for arm in plan.arms}) == len(plan.arms) > 1

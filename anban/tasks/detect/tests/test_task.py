@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
 
 from anban.engine.run import execute, open_run
 from anban.engine.stop import Interrupted
-from anban.engine.trained import load_trained
+from anban.engine.trained import evaluate_trained, load_trained
 from anban.errors import InputError
 from anban.recipe import Recipe, load_recipe
 from anban.record import RunFolder
@@ -121,6 +125,26 @@ def test_predictions_are_pictures_and_coco_results(run: RunFolder, folder: Path)
         )
 
 
+def test_an_evaluation_leaves_coco_results_and_pictures(run: RunFolder, folder: Path) -> None:
+    trained = load_trained(run.path, [], "cpu")
+    out, drawn = folder / "eval" / "results.json", folder / "eval" / "pictures"
+    (row,) = evaluate_trained(trained, ["whole"], "test", results=out, pictures=drawn)
+    annotations = folder / "detect" / "annotations" / "test.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        evaluation = COCOeval(truth, truth.loadRes(str(out)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert row["scores"]["ap"] == pytest.approx(evaluation.stats[0], abs=1e-6)
+    assert row["scores"]["ar100"] == pytest.approx(evaluation.stats[8], abs=1e-6)
+    index = json.loads((drawn / "whole" / "samples" / "index.json").read_text(encoding="utf-8"))
+    assert [each["name"] for each in index["samples"]] == ["000000.png", "000001.png"]
+    assert (drawn / "whole" / "samples" / "000001" / "prediction.png").is_file()
+    with pytest.raises(InputError, match="2 protocols do not go into one file"):
+        evaluate_trained(trained, ["whole", "size-32"], "test", results=out)
+
+
 def test_a_network_that_finds_nothing_is_told(folder: Path) -> None:
     task = DetectTask(small(folder).config)
     truth = {"boxes": [[0, 0, 9, 9]], "labels": [0], "ignored": [False], "areas": [81]}
@@ -131,7 +155,7 @@ def test_a_network_that_finds_nothing_is_told(folder: Path) -> None:
     seeing = sample_record("b", truth, seen, 3, 0.3)
     assert task.health([blind, seeing]) == []
     assert seeing["scores"] == {"mean_iou": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}
-    assert seeing["boxes"] == {"right": 1, "found": 1, "objects": 1}
+    assert seeing["boxes"] == {"right": 1, "found": 1, "objects": 1, "overlap": 1.0}
 
 
 def test_classes_of_network_and_data_have_to_agree(folder: Path) -> None:
@@ -152,15 +176,28 @@ def test_a_detector_starts_from_another_as_far_as_it_fits(tmp_path: Path) -> Non
     model = tiny(2)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
     taken = start_from(model, tmp_path / "other.pt")
-    assert {name.rpartition(".")[0] for name in taken.drawn} == {"head.score.2"}
-    assert taken.drawn == taken.left
+    assert list(taken.reshaped) == ["head.score.2.weight", "head.score.2.bias"]
+    assert taken.drawn == taken.left == []
     assert (
         taken.growth
         == sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in other.parameters())
         < 0
     )
     for name, value in model.state_dict().items():
-        assert torch.equal(value, fresh[name] if name in taken.drawn else other.state_dict()[name])
+        assert torch.equal(value, fresh[name] if name in taken.reshaped else other.state_dict()[name])
+
+
+def test_what_is_taken_and_how_the_network_has_grown_is_told(tmp_path: Path) -> None:
+    torch.save((old := nn.Linear(3, 2)).state_dict() | {"gone": torch.zeros(4)}, tmp_path / "old.pt")
+    old.weight = nn.Parameter(torch.zeros(5, 3))
+    old.scale = nn.Parameter(torch.ones(()))
+    assert str(start_from(old, tmp_path / "old.pt")).split("\n  ") == [
+        "1 of 3 tensors of the network are taken from the file, 11.1 % of its parameters",
+        "the network has 18 parameters, the file 12: +6 (+50.0 %)",
+        "1 drawn anew, of another shape in the file: weight (5x3, in the file 2x3)",
+        "1 drawn anew, not in the file: scale",
+        "1 not used, in the file alone: gone",
+    ]
 
 
 def test_files_that_hold_no_fitting_weights_are_refused(tmp_path: Path) -> None:

@@ -1,58 +1,14 @@
-"""What is made from a run's record, and anchors for a data set."""
+"""Anchors for a data set."""
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from anban.errors import InputError
-from anban.tasks.detect import analyse as tool
 from anban.tasks.detect.anchors import best_overlaps, evolve, k_means, recall, retinanet_shapes, shapes_of
 from anban.tasks.detect.data import DetectData
 from anban.tasks.detect.demo import write_demo
-from anban.tasks.detect.metric import sample_record
-
-
-def write_run(folder: Path) -> Path:
-    """A run's record: of two pictures one is found, the other taken for something else."""
-    folder.mkdir()
-    truth = {"boxes": [[0, 0, 9, 9]], "labels": [0], "ignored": [False], "areas": [81]}
-    lines = []
-    for name, label in (("a.png", 0), ("b.png", 1)):
-        found = {"boxes": [[0, 0, 9, 9]], "labels": [label], "scores": [0.8]}
-        lines.append(sample_record(name, truth, found, 2, 0.5) | {"split": "val", "protocol": "whole"})
-    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    stamp = {"classes": ["cat", "dog"], "pairs": "IoU 0.5, score 0.5"}
-    (folder / "run.json").write_text(json.dumps({"protocols": {"val/whole": stamp}}), encoding="utf-8")
-    return folder
-
-
-def test_a_record_is_analysed_without_the_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = write_run(tmp_path / "run")
-    analysis = tool.analyse(run)
-    assert analysis.confusion.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
-    assert analysis.rows()[1] == ["cat", "2", "50.50", "50.00", "0", "0", "0", "0", "0", "0"]
-    assert analysis.rows()[2] == ["dog", "0", "–", "–", "1", "0", "0", "0", "0", "0"]
-    tool.main([str(run), str(tmp_path / "out")])
-    assert "cat" in capsys.readouterr().out
-    names = {"classes.csv", "confusion.csv", "confusion.png", "precision-recall.png"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    with (tmp_path / "out" / "confusion.csv").open(encoding="utf-8") as file:
-        assert list(csv.reader(file))[1] == ["cat", "1", "1", "0"]
-
-
-def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no run that was evaluated"):
-        tool.analyse(tmp_path)
-    run = write_run(tmp_path / "run")
-    line = {"name": "a", "split": "val", "protocol": "whole", "scores": {}}
-    (run / "samples.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="has no boxes"):
-        tool.analyse(run)
 
 
 def test_overlaps_of_shapes_worked_by_hand() -> None:

@@ -39,10 +39,14 @@ class Part(NamedTuple):
 
 
 def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The attention matrix (B, heads, N, M) by its definition: softmax over the keys that `mask` (..., N, M) lets through."""
+    """The attention matrix (B, heads, N, M) by its definition: softmax over the keys that `mask` (..., N, M) lets through.
+
+    Args:
+        mask: of bool; one of floats is added to the logits.
+    """
     logits = scale * q @ k.transpose(-2, -1)
     if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     return logits.softmax(dim=-1)
 
 
@@ -68,25 +72,23 @@ def _one(
 ) -> tuple[Tensor, Tensor]:
     """Reads (B, heads, N, d) of one part and the logarithms (B, heads, N) of their sums; the latter are empty if `fused`."""
     queries, keys, values = _take(q, part.queries), _take(k, part.keys), _take(v, part.keys)
-    bias = None
-    if part.allowed is not None:
-        # A finite floor: groups may have queries without any key, and infinities would make them NaN.
-        floor = torch.finfo(q.dtype).min
-        bias = torch.zeros(part.allowed.shape, dtype=q.dtype, device=q.device)
-        bias = bias.masked_fill(~part.allowed, floor)
+    # A finite floor: groups may have queries without any key, and infinities would make them NaN.
+    floor, allowed = torch.finfo(q.dtype).min, part.allowed
     sums = q.new_empty(0)
     if fused:
+        bias = None
+        if allowed is not None:
+            allowed = allowed.flatten(0, 1) if allowed.ndim == 5 else allowed
+            bias = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device).masked_fill(~allowed, floor)
         queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))
-        if bias is not None and bias.ndim == 5:
-            bias = bias.flatten(0, 1)
         read = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, dropout_p=dropout, scale=scale
         )
         read = read.reshape(*q.shape[:2], *read.shape[1:])
     else:
         logits = scale * queries @ keys.transpose(-2, -1)
-        if bias is not None:
-            logits = torch.maximum(logits + bias, torch.full_like(bias, torch.finfo(q.dtype).min))
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, floor)
         read = F.dropout(logits.softmax(dim=-1), dropout) @ values
         sums = logits.logsumexp(dim=-1).flatten(2)
     where = part.queries.flatten(-2).argsort(dim=-1)[..., : q.shape[2] - 1]

@@ -73,6 +73,15 @@ class SelfAttention(nn.Module):
         q, k, _ = self._project(x, size)
         return grouped.weights(q, k, self._mask(q, size), self.scale)
 
+    def seen(self, x: Tensor, size: Size) -> Tensor | None:
+        """Which keys a token sees, (..., N, M); None: all."""
+        mask = self._mask(self._project(x, size)[0], size)
+        return mask if mask is not None and mask.dtype == torch.bool else None
+
+    def origins(self, size: Size) -> Tensor | None:
+        """The share that each token has in each key, (M, N), whose rows add up to one; None: a key is a token."""
+        return None
+
     def macs(self, size: Size) -> int:
         """Multiply-adds of one image, matrix products and convolutions, as computed: what is masked in a group counts."""
         tokens, memory = size[0] * size[1], self._memory_tokens(size)
@@ -95,7 +104,7 @@ class SelfAttention(nn.Module):
         return size[0] * size[1]
 
     def _mask(self, q: Tensor, size: Size) -> Tensor | None:
-        """Which token sees which, (..., N, N); None: all."""
+        """Which token sees which, (..., N, N) bool, or floats that are added to the logits; None: all."""
         return None
 
     def _pairs(self, size: Size) -> int:
@@ -149,6 +158,13 @@ class Reduced(SelfAttention):
         memory: Tensor = self.norm(reduced.flatten(2).transpose(1, 2))
         return memory
 
+    def origins(self, size: Size) -> Tensor | None:
+        """Tokens that the convolution joins share alike; those left over at the border are in no key."""
+        if self.reduction == 1:
+            return None
+        rows, columns = (_joined(side, self.reduction) for side in size)
+        return torch.kron(rows, columns)
+
     def _memory_tokens(self, size: Size) -> int:
         return (size[0] // self.reduction) * (size[1] // self.reduction)
 
@@ -178,11 +194,27 @@ class Pooled(SelfAttention):
         pooled = self.reduce(F.adaptive_avg_pool2d(to_map(x, size), self.pool))
         return F.gelu(self.norm(pooled.flatten(2).transpose(1, 2)))
 
+    def origins(self, size: Size) -> Tensor | None:
+        """Tokens that the mean joins share alike."""
+        rows, columns = (_pooled(side, self.pool) for side in size)
+        return torch.kron(rows, columns)
+
     def _memory_tokens(self, size: Size) -> int:
         return self.pool**2
 
     def _extra_macs(self, size: Size) -> int:
         return self.pool**2 * self.width**2
+
+
+def _joined(side: int, reduction: int) -> Tensor:
+    """The tokens of a side in the keys of a convolution of that kernel and stride, (side // reduction, side)."""
+    keys = torch.eye(side // reduction).repeat_interleave(reduction, dim=1) / reduction
+    return F.pad(keys, (0, side % reduction))
+
+
+def _pooled(side: int, pool: int) -> Tensor:
+    """The tokens of a side in its means, (pool, side): the matrix of the pooling."""
+    return F.adaptive_avg_pool1d(torch.eye(side), pool).T.contiguous()
 
 
 class Patterned(SelfAttention):
@@ -237,6 +269,17 @@ class Axial(nn.Module):
         """The mean of the two attention matrices, (B, heads, N, N)."""
         return (self.row.weights(x, size) + self.column.weights(x, size)) / 2
 
+    def seen(self, x: Tensor, size: Size) -> Tensor | None:
+        """The own row and the own column, (N, N)."""
+        row, column = self.row.seen(x, size), self.column.seen(x, size)
+        assert row is not None
+        assert column is not None
+        return row | column
+
+    def origins(self, size: Size) -> Tensor | None:
+        """A key is a token."""
+        return None
+
     def macs(self, size: Size) -> int:
         """Multiply-adds of one image."""
         return self.row.macs(size) + self.column.macs(size)
@@ -274,10 +317,8 @@ class LogSparseAttention(SelfAttention):
         return self._split(self.to_q(q)), self._split(self.to_k(k)), self._split(self.to_v(x))
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
-        tokens = size[0] * size[1]
-        seen = log_mask(tokens, self.stretch).to(q) if self.mask == "added" else self._mask(q, size)
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=seen, dropout_p=self._dropped(), scale=self.scale
+            q, k, v, attn_mask=self._mask(q, size), dropout_p=self._dropped(), scale=self.scale
         )
 
     def _pairs(self, size: Size) -> int:
@@ -285,8 +326,10 @@ class LogSparseAttention(SelfAttention):
 
     def _mask(self, q: Tensor, size: Size) -> Tensor | None:
         tokens = size[0] * size[1]
-        itself = torch.eye(tokens, dtype=torch.bool, device=q.device)
-        return log_mask(tokens, self.stretch).to(q.device) | itself
+        near = log_mask(tokens, self.stretch)
+        if self.mask == "added":
+            return near.to(q)
+        return near.to(q.device) | torch.eye(tokens, dtype=torch.bool, device=q.device)
 
     def _extra_macs(self, size: Size) -> int:
         return size[0] * size[1] * self.taps * 2 * self.width**2

@@ -195,14 +195,24 @@ def log_mask(tokens: int, stretch: int) -> Tensor:
     for power in range(length):
         if length - 1 + 2**power <= stretch:
             seen[length - 1 + 2**power] = True
-    numbers = torch.arange(tokens, dtype=torch.int32)
-    i, j = numbers[:, None], numbers[None, :]
+    # In the first columns a step may begin before the first token. Behind them the distance alone counts: every column is the
+    # one before, moved down. That is far quicker than the rule for all pairs.
+    edge = min(max(length - 1, 0), tokens - 1)
+    i, j = torch.arange(tokens)[:, None], torch.arange(edge + 1)[None, :]
     distance, start = i - j, i % stretch
-    steps = seen[distance % stretch] & (j + distance % stretch >= length - 1)
-    steps |= seen[stretch] & (distance % stretch == 0) & (distance >= stretch)
-    steps |= (start < length - 1) & (j < start)
-    dense = i < (tokens // stretch) * 2 * length
-    return (dense | steps) & (distance >= 0)
+    first = seen[distance % stretch] & (j + distance % stretch >= length - 1)
+    first |= seen[stretch] & (distance % stretch == 0) & (distance >= stretch)
+    first |= (start < length - 1) & (j < start)
+    first &= distance >= 0
+    column = first[edge:, edge]
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool)
+    mask[:, :edge] = first[:, :edge]
+    mask[edge:, edge:] = (
+        torch.cat((column.flip(0), torch.zeros_like(column[1:]))).unfold(0, len(column), 1).flip(0)
+    )
+    dense = (tokens // stretch) * 2 * length
+    mask[:dense] = torch.ones_like(mask[:dense]).tril()
+    return mask
 
 
 def _each(numbers: Tensor, rule: Rule) -> Tensor:
