@@ -14,13 +14,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _FORMULA = re.compile(
     r"^Formula(?: of (\w+))?: \$([^$]+)\$(.*?)\.$(?=\n\n|\nFormula|\s*\Z)", re.DOTALL | re.MULTILINE
 )
 _NOTATION = re.compile(r"^Notation: (.+?)(?=\n\n|\Z)", re.DOTALL | re.MULTILINE)
 _SYMBOL = re.compile(r"\$([^$]+)\$ = (\w+)(?: \(None: ([^()]+)\))?")
+
+
+class Term(NamedTuple):
+    """A loss as an experiment is trained with it; `terms_of(config)` of a task's module `loss` lists them.
+
+    Attributes:
+        name: among the LOSSES of the task.
+        of: what it is computed of, as LaTeX; "" where that is the same for all.
+        options: its `weight`, and its arguments by name.
+    """
+
+    name: str
+    of: str
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

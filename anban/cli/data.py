@@ -1,4 +1,4 @@
-"""`anban data`: the table that describes the data sets of a paper."""
+"""`anban data`: the table that describes the data sets of a paper, and a page to look through one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def data(
     task: Annotated[
         str | None, typer.Option(help="what the data are for; by default the task that knows their layout")
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="also a page of pictures of each, NAME.html, to filter and sort")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(help="most pictures of a page: those with faults first, then spread evenly", min=1)
+    ] = 300,
 ) -> None:
     """Describe data sets from their files: number, sizes, labels and classes of every split, in one table."""
     import importlib
@@ -52,6 +58,12 @@ def data(
     for suffix, write in WRITERS.items():
         (out / f"data.{suffix}").write_text(write(table), encoding="utf-8")
     print(WRITERS["md"](table))
+    if page:
+        from anban.report.browse import write_page
+
+        browse = importlib.import_module(f"anban.tasks.{task}.browse").browse
+        for name, report in seen.items():
+            print(write_page(name, browse(report["data"], limit), report["findings"], out))
 
 
 def _table(seen: dict[str, dict[str, Any]], summary: dict[str, tuple[str, str]]) -> Table:

@@ -19,13 +19,22 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="whole, tiles-N, sliding-SIZE-STRIDE, each also +flip; repeatable or comma-separated"
+            help="a protocol of the task, such as whole or sliding-256-128+flip; repeatable or comma-separated"
         ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="split to evaluate; the recipe's first by default")
     ] = None,
     data: Annotated[str | None, typer.Option(help="another data folder than the one trained on")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file for what is found in each sample; of boxes a list as COCO's tools read it"
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="folder for pictures of all samples, as reports show them of a few")
+    ] = None,
     device: Device = None,
     json: AsJson = False,
 ) -> None:
@@ -43,7 +52,7 @@ def evaluate(
     trained = load_trained(source, overrides, device)
     settings = trained.recipe.config["eval"]
     names = [name for given in (protocol or []) for name in given.split(",")] or settings["protocols"]
-    rows = evaluate_trained(trained, names, split or settings["splits"][0])
+    rows = evaluate_trained(trained, names, split or settings["splits"][0], results=out, pictures=pictures)
     if json:
         as_json(rows)
         return

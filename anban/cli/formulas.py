@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from anban.cli.recipes import Overrides
 
 if TYPE_CHECKING:
-    from anban.formulas import Formula
+    from anban.formulas import Formula, Term
 
 
 class Section(NamedTuple):
@@ -67,12 +68,9 @@ def sections_of(task: str, methods: dict[str, dict[str, Any]] | None = None) -> 
     loss = importlib.import_module(f"anban.tasks.{task}.loss")
     losses = loss.LOSSES
     scores = importlib.import_module(f"anban.tasks.{task}.metric").FORMULAS
-    used = (
-        list(losses)
-        if methods is None
-        else [x for x in losses if any(x in m["loss"] for m in methods.values())]
-    )
-    functions = {term: pick(losses, term, "loss") for term in used}
+    trained = {title: _terms(loss, config) for title, config in (methods or {}).items()}
+    used = {term.name for found in trained.values() for term in found}
+    functions = {name: pick(losses, name, "loss") for name in losses if methods is None or name in used}
     # A module's own notation, or else its package's; each once.
     words = dict.fromkeys(
         notation(importlib.import_module(module).__doc__)
@@ -87,10 +85,12 @@ def sections_of(task: str, methods: dict[str, dict[str, Any]] | None = None) -> 
         )
         for term, formula in terms.items()
     ]
-    sections = [Section("Losses", " ".join(map(_sentence, words)), stated)]
+    sections = []
     if methods is not None:
-        text = _sentence(notation(loss.__doc__))
-        sections.insert(0, Section("Loss of each method", text, _of_methods(methods, terms)))
+        text = notation(loss.__doc__)
+        words.pop(text, None)  # said once
+        sections.append(Section("Loss of each method", _sentence(text), _of_methods(methods, trained, terms)))
+    sections.append(Section("Losses", " ".join(map(_sentence, words)), stated))
     stated = [
         (score_named(formula.name).title, f"${formula.tex}${formula.remark}")
         for formula in formulas(scores.__doc__)
@@ -98,17 +98,30 @@ def sections_of(task: str, methods: dict[str, dict[str, Any]] | None = None) -> 
     return [*sections, Section("Scores", _sentence(notation(scores.__doc__)), stated)]
 
 
-def _of_methods(methods: dict[str, dict[str, Any]], terms: dict[str, Formula]) -> list[tuple[str, str]]:
+def _terms(loss: ModuleType, config: dict[str, Any]) -> list[Term]:
+    """What a network is trained with: as the task's module of losses says, or else the recipe's section `loss`."""
+    from anban.formulas import Term
+
+    if hasattr(loss, "terms_of"):
+        return list(loss.terms_of(config))
+    return [Term(name, "", options) for name, options in config["loss"].items()]
+
+
+def _of_methods(
+    methods: dict[str, dict[str, Any]], trained: dict[str, list[Term]], formulas: dict[str, Formula]
+) -> list[tuple[str, str]]:
     """What each method is trained with; those with the same loss share an item."""
     from anban.formulas import number
 
     alike: dict[str, list[str]] = {}
     for title, config in methods.items():
         total, parameters = [], []
-        for term, arguments in config["loss"].items():
-            weight, own = arguments["weight"], {key: x for key, x in arguments.items() if key != "weight"}
-            total.append(_symbol(term) if weight == 1 else f"{number(weight)} {_symbol(term)}")
-            parameters += [f"{term}: {values}"] if (values := terms[term].values(own)) else []
+        for name, of, options in trained[title]:
+            weight, own = options["weight"], {key: x for key, x in options.items() if key != "weight"}
+            symbol = f"{_symbol(name)}({of})" if of else _symbol(name)
+            total.append(symbol if weight == 1 else f"{number(weight)} {symbol}")
+            whose = f"{name} of ${of}$" if of else name
+            parameters += [f"{whose}: {values}"] if (values := formulas[name].values(own)) else []
         if "supervision" in config:
             parameters.append(rf"$\omega = {number([1, *config['supervision']['weights']])}$")
         text = "; ".join([rf"$\mathcal{{L}} = {' + '.join(total)}$", *parameters])
@@ -129,7 +142,8 @@ def to_markdown(sections: Sequence[Section]) -> str:
     parts = []
     for section in sections:
         items = "".join(f"- **{head}**: {text}\n" for head, text in section.items)
-        parts.append(f"## {section.title}\n\n{section.text}\n\n{items}")
+        text = f"{section.text}\n\n" if section.text else ""
+        parts.append(f"## {section.title}\n\n{text}{items}")
     return "\n".join(parts)
 
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 import typer
 
 from anban.cli import (
+    attention,
     check,
     data,
     doctor,
@@ -21,6 +22,7 @@ from anban.cli import (
     report,
     run,
     runs,
+    stages,
     study,
 )
 from anban.cli import env as env_verb
@@ -45,7 +47,9 @@ app.command("study")(study.study)
 app.command("report")(report.report)
 app.add_typer(runs.app, name="runs")
 app.command("profile")(profile.profile)
+app.command("stages")(stages.stages)
 app.command("draw")(draw.draw)
+app.command("attention")(attention.attention)
 app.command("keys")(keys.keys)
 app.command("formulas")(formulas.formulas)
 app.command("doctor")(doctor.doctor)

@@ -35,7 +35,7 @@ def profile(
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for name in names:
-        model, example = build(name, [])
+        model, example, _ = build(name, [])
         inputs = tuple(torch.randn(batch, x.shape[1], size, size) for x in example)
         results.append({"id": name, **measure(model, inputs, device=target), "levels": levels(model, inputs)})
     if json:

@@ -63,14 +63,14 @@ def of_data(folders: Sequence[str | Path], task: str | None) -> str:
 
 
 def _knows(task: str, folder: str | Path) -> bool:
-    """Whether a task has a layout for a folder."""
+    """Whether a task has a layout for a folder, with labels: pictures alone could be anybody's."""
     from anban.errors import InputError
 
     place = f"anban.tasks.{task}.layouts"
     if importlib.util.find_spec(place) is None:
         return False
     try:
-        importlib.import_module(place).find_layout(folder)
+        layout = importlib.import_module(place).find_layout(folder)
     except (InputError, OSError):
         return False
-    return True
+    return bool(getattr(layout, "labelled", True))

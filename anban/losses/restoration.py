@@ -13,6 +13,8 @@ All arithmetic is float32, whatever the autocast state. Shapes that do not match
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Literal
 
 import torch
@@ -25,6 +27,8 @@ from torchvision.models.vgg import cfgs, make_layers
 from anban.errors import InputError
 
 Encoder = Callable[[Tensor], Tensor]
+
+_VGG = {"vgg16": cfgs["D"], "vgg19": cfgs["E"]}
 
 
 def l1(restored: Tensor, target: Tensor) -> Tensor:
@@ -176,25 +180,29 @@ class FeatureEncoder(nn.Module):
         30 layers of VGG-16 end behind relu5_3 at 1/16 of the size: 4x4 positions of a patch of 64x64.
 
         Raises:
-            InputError: the weights cannot be had. Random features in their place would be a loss of another
-            meaning.
+            InputError: the weights cannot be had, or their file is another one. Random features in their place would
+            be a loss of another meaning.
         """
-        table = torchvision.models.get_model_weights(name)
+        source = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        whole, prefix = make_layers(_VGG[name]), "features."
         try:
-            weights = table["IMAGENET1K_V1"].get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no connection, or a file of another checksum
+            weights = source.get_state_dict(progress=False, check_hash=True)
+            own = {key.removeprefix(prefix): x for key, x in weights.items() if key.startswith(prefix)}
+            whole.load_state_dict(own)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no connection, or not that file
             raise InputError(
-                f"the ImageNet weights of {name} cannot be had: {error}",
-                where=table["IMAGENET1K_V1"].url,
-                expected="a connection, or the file in torch's cache (torch.hub.get_dir()/checkpoints)",
-                do="put the file there, or leave the texture and perceptual losses out",
+                f"The ImageNet weights of {name} cannot be had ({str(error).splitlines()[0]}).",
+                where=Path(torch.hub.get_dir(), "checkpoints", Path(source.url).name),
+                expected=f"this file, as torchvision has it at {source.url}",
+                do="put it there, or leave out the losses that need it, or set their encoder to identity",
             ) from error
-        whole = make_layers(cfgs["D" if name == "vgg16" else "E"])
-        prefix = "features."
-        whole.load_state_dict(
-            {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
-        )
         return cls(whole[:layers], imagenet_scale=imagenet_scale)
+
+    @staticmethod
+    def vgg_stride(name: Literal["vgg16", "vgg19"] = "vgg16", layers: int = 30) -> int:
+        """Pixels of an image per position of the features of the first `layers`, along one side."""
+        kinds = [kind for entry in _VGG[name] for kind in (["pool"] if entry == "M" else ["conv", "relu"])]
+        return int(2 ** kinds[:layers].count("pool"))
 
     def train(self, mode: bool = True) -> FeatureEncoder:
         """Stays in evaluation, whatever the network around it does."""

@@ -5,16 +5,17 @@ Matrices are those of whole runs, summed over the images; what is shown of an ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from anban.metrics import class_iou
 from anban.report.figures import INK, PAGE, paper, settled, wrapped
+from anban.report.sheets import Chart
 from anban.report.tables import Cell, Column, Row, Table, ranked, scores_caption, stamp_of, transposed
 from anban.study.records import Arm, Study
-from anban.study.scores import class_iou
 from anban.study.stats import Floats
 
 MOST_COLUMNS = 12  # classes as columns; more of them are rows
@@ -51,26 +52,46 @@ def class_table(study: Study) -> Table | None:
     count = max((len(m) for matrices in found.values() for m in matrices.values()), default=0)
     if count < 3:
         return None
-    names = class_names(study, count)
+    ious = {arm: {run: class_iou(m) for run, m in matrices.items()} for arm, matrices in found.items()}
+    return table_of_classes(
+        study, class_names(study, count), "IoU", ious, undefined="Neither labelled nor predicted."
+    )
+
+
+def table_of_classes(
+    study: Study,
+    names: Sequence[str],
+    score: str,
+    values: Mapping[str, Mapping[str, Floats]],
+    undefined: str,
+) -> Table:
+    """A score of each class: methods as rows and classes as columns, or the other way round for many classes.
+
+    Args:
+        score: what it is called.
+        values: name of an arm -> id of a run -> the score of each class, (K,), 0..1, NaN where undefined.
+        undefined: why a score is.
+    """
+    key = score.lower()
     columns = [Column("method", "Method")]
-    columns += [Column(f"iou:{name}", name, "number", "higher", 100.0, 1) for name in names]
+    columns += [Column(f"{key}:{name}", name, "number", "higher", 100.0, 1) for name in names]
     rows = []
     for _, arm in study.rows:
-        ious = {run: class_iou(m) for run, m in found.get(arm.name, {}).items()}
+        own = values.get(arm.name, {})
         cells = {"method": Cell(arm.title)}
         for k, name in enumerate(names):
-            cells[f"iou:{name}"] = _cell([iou[k] for iou in ious.values()], tuple(ious))
+            cells[f"{key}:{name}"] = mean_cell([each[k] for each in own.values()], tuple(own), undefined)
         rows.append(Row(arm.name, cells, stamp_of(study, arm)))
-    caption = f"IoU of each class in percent, {scores_caption(study)}"
+    caption = f"{score} of each class in percent, {scores_caption(study)}"
     table = ranked(Table("classes", "Classes", caption, tuple(columns), tuple(rows)))
-    return transposed(table, "Class") if count > MOST_COLUMNS else table
+    return transposed(table, "Class") if len(names) > MOST_COLUMNS else table
 
 
-def _cell(values: Sequence[float], runs: tuple[str, ...]) -> Cell:
+def mean_cell(values: Sequence[float], runs: tuple[str, ...], undefined: str) -> Cell:
+    """The mean over runs and its spread; with the note `undefined` where a value is NaN."""
     each = tuple(None if np.isnan(value) else float(value) for value in values)
     if not each or None in each:
-        note = "Neither labelled nor predicted." if each else "No run to take it from."
-        return Cell(None, runs=runs, note=note, each=each)
+        return Cell(None, runs=runs, note=undefined if each else "No run to take it from.", each=each)
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Cell(float(np.mean(values)), spread, runs=runs, each=each)
 
@@ -108,11 +129,23 @@ def confusion(study: Study) -> Figure | None:
     Rows are the truth and add up to 100 %; shares are of all test pixels of a run, then averaged over its seeds.
     Returns None where no run counted anything.
     """
-    known = [(arm, shares(list(matrices.values()))) for arm, matrices in _matrices(study)]
-    if not known:
-        return None
-    count = len(known[0][1])
-    names = class_names(study, count)
+    known = [(arm.title, shares(list(matrices.values()))) for arm, matrices in _matrices(study)]
+    return draw_shares(known, class_names(study, len(known[0][1]))) if known else None
+
+
+def confusion_charts(study: Study) -> list[Chart]:
+    """The matrices as the page shows them; none where no run counted anything."""
+    caption = (
+        "Of the pixels that truly are of a class, the share predicted as each class, in percent: rows add up to 100. "
+        "Means over seeds."
+    )
+    figure = confusion(study)
+    return [Chart("confusion", "Confusion", caption, figure)] if figure else []
+
+
+def draw_shares(known: Sequence[tuple[str, Floats]], names: Sequence[str]) -> Figure:
+    """A matrix of shares (K, K) under each title, side by side as far as they fit."""
+    count = len(names)
     abreast = min(len(known), 4 if count < 3 else 3 if count < 7 else 2 if count < 25 else 1)
     lines = -(-len(known) // abreast)
     longest = max(map(len, names))
@@ -127,10 +160,10 @@ def confusion(study: Study) -> Figure | None:
             if place >= len(known):
                 axes.set_axis_off()
                 continue
-            arm, share = known[place]
+            title, share = known[place]
             axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
             _numbers(axes, share, cell)
-            axes.set_title("\n".join(wrapped(arm.title, 24)), fontsize=7)
+            axes.set_title("\n".join(wrapped(title, 24)), fontsize=7)
             _names(
                 axes,
                 names,

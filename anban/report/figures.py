@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from anban.report.tables import number
+from anban.report.tables import GRADIENT, number
 from anban.study.effects import Effect, Effects
 from anban.study.records import Arm, Study
 from anban.study.scores import Score, score_named
@@ -81,13 +81,17 @@ def paper() -> Iterator[None]:
 
 
 def arm_styles(study: Study) -> dict[str, tuple[str, Dash]]:
-    """Arm name -> (colour, dash): the base in ink, the others in study order; dashes change when colours run out."""
+    """Arm name -> (colour, dash): the base in ink, the others in study order."""
     others = [arm.name for arm in study.arms if arm.name != study.base]
+    return {study.base: (INK, "-"), **dict(zip(others, line_styles(len(others)), strict=True))}
+
+
+def line_styles(count: int) -> list[tuple[str, Dash]]:
+    """(colour, dash) of so many lines beside one in ink; dashes change when colours run out."""
     colours = ARM_COLOURS[1:]
-    styles: dict[str, tuple[str, Dash]] = {study.base: (INK, "-")}
-    for place, name in enumerate(others):
-        styles[name] = (colours[place % len(colours)], DASHES[place // len(colours) % len(DASHES)])
-    return styles
+    return [
+        (colours[place % len(colours)], DASHES[place // len(colours) % len(DASHES)]) for place in range(count)
+    ]
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -188,21 +192,52 @@ def curves(study: Study) -> Figure | None:
         rate.locator_params(axis="y", nbins=3)
         rate.sharex(places["loss"])
         places["loss"].tick_params(labelbottom=False)
-        handles = [
-            Line2D(
-                [],
-                [],
-                color=styles[arm.name][0],
-                linestyle=styles[arm.name][1],
-                linewidth=1.6,
-                label=arm.title,
-            )
-            for arm in study.arms
-        ]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 4), handlelength=1.8
-        )
+        _arm_legend(figure, study)
         return settled(figure)
+
+
+#: What a training step records beside its loss that is no term of it.
+_NO_TERM = ("loss", "lr", "gradient_norm")
+_TERMS_BESIDE = 3
+
+
+def loss_terms(study: Study) -> Figure | None:
+    """The terms of the training loss against the step, a panel each, drawn as in `curves`; None where a loss has one term."""
+    recorded = (line["name"] for _, run in study.runs for line in run.metrics if line["split"] == "train")
+    terms = [name for name in dict.fromkeys(recorded) if name not in _NO_TERM]
+    if len(terms) < 2:
+        return None
+    styles = arm_styles(study)
+    rows = -(-len(terms) // _TERMS_BESIDE)
+    with paper():
+        figure = Figure(figsize=(PAGE, 1.9 * rows + 0.4), layout="constrained")
+        places = figure.subplots(rows, min(len(terms), _TERMS_BESIDE), squeeze=False).ravel()
+        for axes, name in zip(places, terms, strict=False):
+            for arm in study.arms:
+                _curve(axes, arm, "train", name, score_named("loss"), *styles[arm.name])
+            axes.set_title(name)
+            axes.set_xlabel("step")
+            axes.margins(x=0.01)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            if name.startswith(GRADIENT):  # a share
+                axes.set_ylim(-0.02, 1.02)
+            else:
+                _loss_scale(axes)
+        for axes in places[len(terms) :]:
+            axes.remove()
+        _arm_legend(figure, study)
+        return settled(figure)
+
+
+def _arm_legend(figure: Figure, study: Study) -> None:
+    """The arms' names below a figure."""
+    styles = arm_styles(study)
+    handles = [
+        Line2D([], [], color=colour, linestyle=dash, linewidth=1.6, label=arm.title)
+        for arm in study.arms
+        for colour, dash in (styles[arm.name],)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), handlelength=1.8)
 
 
 def _curve(axes: Axes, arm: Arm, split: str, name: str, score: Score, colour: str, dash: Dash) -> None:

@@ -22,8 +22,9 @@ from PIL import Image
 
 from anban.errors import InputError
 from anban.record import Ledger, readable
-from anban.report import figures, sheets
-from anban.report.classwise import class_table, confusion, one_class_only
+from anban.report import boxwise, figures, sheets
+from anban.report.classwise import class_table, confusion_charts, one_class_only
+from anban.report.patients import patient_table, slice_table
 from anban.report.records import open_study, plain, protocol_text
 from anban.report.sheets import Sheet, Tile, sheet_of
 from anban.report.tables import (
@@ -42,6 +43,7 @@ from anban.report.tables import (
     efficiency_table,
     expectations_table,
     footnotes,
+    gradient_table,
     left_out,
     number,
     p_text,
@@ -54,6 +56,8 @@ from anban.study.quoted import read_quoted
 from anban.study.records import Arm, Run, Study, deciding
 from anban.study.scores import score_named
 from anban.study.stats import Difference
+
+MOST_ROWS = 200  # of a table on the page; a longer one is in its files alone
 
 
 def write_report(
@@ -95,11 +99,17 @@ def write_report(
     sheet = sheet_of(study, convention)
     out = Path(out)
 
+    boxes = boxwise.analyses(study)
     every = [
         comparison_table(study, from_papers),
         ablation_table(study),
         expectations_table(study),
         class_table(study),
+        boxwise.class_table(study, boxes),
+        boxwise.error_table(study, boxes),
+        patient_table(study),
+        slice_table(study),
+        gradient_table(study),
         efficiency_table(study),
     ]
     tables = [table for table in every if table is not None]
@@ -107,14 +117,17 @@ def write_report(
     of_effects = [effects_table(one, part + 1, len(found)) for part, one in enumerate(found)]
     _write_tables([*tables, *of_effects], out)
 
+    by_class = [*boxwise.charts(study, boxes), *confusion_charts(study)]
     drawn: dict[str, Figure | None] = {
         "curves": figures.curves(study),
+        "terms": figures.loss_terms(study),
         "differences": figures.differences(study),
-        "confusion": confusion(study),
+        **{chart.name: chart.figure for chart in by_class},
         "sheet": sheets.draw(sheet) if sheet else None,
     }
+    drawn |= {chart.name: chart.figure for chart in sheet.charts} if sheet else {}
     drawn |= {table.name: figures.effects_plot(one) for table, one in zip(of_effects, found, strict=True)}
-    page = _template("report.html.j2").render(
+    page = template("report.html.j2").render(
         study=study,
         score=score_named(study.metric),
         base=study.arm(study.base),
@@ -123,10 +136,13 @@ def write_report(
         correction=correction_text(study),
         cautions=cautions(study),
         tables=[
-            _table_view(table, study.base, lambda cell, row: _arm_link(cell, row, study)) for table in tables
+            _table_view(table, study.base, lambda cell, row: _arm_link(cell, row, study))
+            for table in tables
+            if len(table.rows) <= MOST_ROWS
         ],
         effects=[_table_view(table) for table in of_effects],
         charts=_write_figures(drawn, out),
+        by_class=by_class,
         sheet=sheet,
         scenes=_scene_views(sheet) if sheet else [],
         arms=[_arm_view(study, arm, out) for arm in study.arms],
@@ -190,7 +206,7 @@ def write_effects(
     tables = [effects_table(one, part + 1, len(found)) for part, one in enumerate(found)]
     _write_tables(tables, out)
     drawn = {table.name: figures.effects_plot(one) for table, one in zip(tables, found, strict=True)}
-    page = _template("effects.html.j2").render(
+    page = template("effects.html.j2").render(
         title=f"Effects of switches, {tasks[0]}",
         task=tasks[0],
         score=score_named(metric),
@@ -228,7 +244,8 @@ def _write_figures(drawn: Mapping[str, Figure | None], out: Path) -> dict[str, s
     return charts
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """A page of that name; what it is filled with is escaped."""
     environment = Environment(
         loader=PackageLoader("anban.report", "templates"),
         autoescape=True,

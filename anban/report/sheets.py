@@ -68,6 +68,16 @@ class Swatch:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A figure that belongs to a sheet, under the `name` of its files."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
 class Sheet:
     """Scenes with their legend.
 
@@ -77,6 +87,7 @@ class Sheet:
         caption: sentences that stand below.
         conventions: name -> outcome -> its colour and the colour's name, where there are several ways to colour; the one
             used is `convention`.
+        charts: what else is worth seeing of these scenes.
     """
 
     scenes: tuple[Scene, ...]
@@ -86,6 +97,7 @@ class Sheet:
     caption: str
     conventions: dict[str, dict[str, tuple[Colour, str]]] = field(default_factory=dict)
     convention: str = ""
+    charts: tuple[Chart, ...] = ()
 
 
 class Shown(NamedTuple):

@@ -35,7 +35,9 @@ Kind = Literal["text", "check", "count", "number", "difference", "interval", "p"
 Mark = Literal["best", "second"]
 
 UNDEFINED = "–"
+GRADIENT = "gradient of "  # begins the name of a recorded share of a gradient
 WIDE = 90  # signs that a line of a paper has room for, about
+LONG = 50  # rows that a page of a paper has room for, about
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """A booktabs table environment; the packages it needs are named in its first line.
 
-    A table that may be wider than the line is shrunk to it where it is.
+    A table that may be wider than the line is shrunk to it where it is; one of many rows is a longtable, over pages.
     """
 
     def text(cell: Cell, column: Column) -> str:
@@ -262,6 +264,40 @@ def to_latex(table: Table) -> str:
 
     letters = footnotes(table)
     align = "".join({"text": "l", "check": "c"}.get(column.kind, "r") for column in table.columns)
+    caption = rf"\caption{{{latex_escape(f'{table.title}. {table.caption}')}}}"
+    label = rf"\label{{tab:{table.name}}}"
+    head = [
+        r"\toprule",
+        " & ".join(latex_escape(_heading(column)) for column in table.columns) + r" \\",
+        r"\midrule",
+    ]
+    body = []
+    for row in table.rows:
+        cells = (
+            text(row.cells[column.key], column) if column.key in row.cells else "" for column in table.columns
+        )
+        body.append(" & ".join(cells) + r" \\")
+    notes = [rf"\textsuperscript{{{letter}}} {latex_escape(note)}" for note, letter in letters.items()]
+    notes += [latex_escape(note) for note in table.notes]
+    told = r" \\ ".join(notes)
+    below = [rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {told}}}"] if notes else []
+    if len(table.rows) > LONG:
+        lines = [
+            r"% needs \usepackage{booktabs, amssymb, longtable}",
+            r"\begingroup\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\begin{{longtable}}{{@{{}}{align}@{{}}}}",
+            caption,
+            label + r" \\",
+            *head,
+            r"\endhead",
+            r"\bottomrule",
+            r"\endfoot",
+            *body,
+            r"\end{longtable}",
+            *below,
+            r"\endgroup",
+        ]
+        return "\n".join(lines) + "\n"
     is_wide = sum(_width(table, column) for column in table.columns) > WIDE
     lines = [
         rf"% needs \usepackage{{booktabs, amssymb{', graphicx' if is_wide else ''}}}",
@@ -269,26 +305,17 @@ def to_latex(table: Table) -> str:
         r"\centering",
         r"\footnotesize",
         r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{latex_escape(f'{table.title}. {table.caption}')}}}",
-        rf"\label{{tab:{table.name}}}",
+        caption,
+        label,
         *([r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"] if is_wide else []),
         rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",
-        r"\toprule",
-        " & ".join(latex_escape(_heading(column)) for column in table.columns) + r" \\",
-        r"\midrule",
+        *head,
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}" + ("}" if is_wide else ""),
+        *below,
+        r"\end{table}",
     ]
-    for row in table.rows:
-        cells = (
-            text(row.cells[column.key], column) if column.key in row.cells else "" for column in table.columns
-        )
-        lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if is_wide else "")]
-    notes = [rf"\textsuperscript{{{letter}}} {latex_escape(note)}" for note, letter in letters.items()]
-    notes += [latex_escape(note) for note in table.notes]
-    if notes:
-        body = r" \\ ".join(notes)
-        lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {body}}}")
-    lines.append(r"\end{table}")
     return "\n".join(lines) + "\n"
 
 
@@ -396,7 +423,7 @@ def latex_escape(text: str) -> str:
 
 
 def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
-    """Methods as rows; scores with their spread over runs.
+    """Methods as rows; scores with their spread over runs, and beside them what they cost in parameters.
 
     Rows are in the order of the study, or in that of its groups, which then have a column.
     Where the study mixes protocols or data (see `open_study`) a column names each row's protocol and a note says so.
@@ -404,8 +431,11 @@ def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
     """
     mixed = bool(study.mixed)
     columns = [Column("method", "Method"), *_group_column(study), Column("n", "n", "count")]
-    compared = _compared(study)
-    columns += [_score_column(name) for name in compared]
+    compared = compared_scores(study)
+    columns += [score_column(name) for name in compared]
+    sizes = {arm.name: next((run.parameters for run in arm.finished), None) for arm in study.arms}
+    if any(sizes.values()):
+        columns.append(Column("parameters", "Params (M)", "number", None, 1e-6, 3))
     if mixed:
         columns.append(Column("protocol", "Protocol"))
     rows = _input_rows(study, compared)
@@ -413,6 +443,7 @@ def comparison_table(study: Study, quoted: Sequence[Quoted] = ()) -> Table:
     for group, arm in study.rows:
         cells = {"method": Cell(arm.title), "group": Cell(group), "n": Cell(len(arm.finished))}
         cells |= {name: score_cell(arm, name) for name in compared}
+        cells["parameters"] = Cell(sizes[arm.name], runs=tuple(run.id for run in arm.finished))
         if mixed:
             cells["protocol"] = Cell(_protocols_of_arm(study, arm))
         rows.append(Row(arm.name, cells, {"source": "measured", **stamp_of(study, arm)}))
@@ -429,13 +460,13 @@ def _group_column(study: Study) -> list[Column]:
     return [Column("group", "Group")] if study.groups else []
 
 
-def _score_column(name: str) -> Column:
+def score_column(name: str) -> Column:
     score = score_named(name)
     better: Literal["higher", "lower"] = "higher" if score.higher_is_better else "lower"
     return Column(name, score.heading, "number", better, score.scale, score.digits)
 
 
-def _compared(study: Study) -> list[str]:
+def compared_scores(study: Study) -> list[str]:
     """The scores that stand in a table of methods."""
     if study.counted:
         usual: Iterable[str] = COUNTED[study.counted].compared
@@ -493,7 +524,7 @@ def ablation_table(study: Study) -> Table | None:
     scores = list(dict.fromkeys([*usual, study.metric]))
     columns = [Column("variant", "Variant"), *(column for column, _ in switches)]
     columns += [Column("n", "n", "count")]
-    columns += [_score_column(name) for name in scores]
+    columns += [score_column(name) for name in scores]
     columns += _difference_columns(study.metric)
     if mixed:
         columns.append(Column("protocol", "Protocol"))
@@ -665,6 +696,42 @@ def _effect_notes(found: Effects, total: int) -> Iterator[str]:
     commits = dict.fromkeys(str(each.run.info.get("commit")) for each in found.observations)
     if len(commits) > 1:
         yield f"The code differs too, which no switch tells: commits {', '.join(commits)}."
+
+
+def gradient_table(study: Study) -> Table | None:
+    """Which term of the loss moves which part of the network: a row per method and part, a column per term.
+
+    Read from the series `gradient of PART/TERM`, shares of the gradient that reaches the part's weights; means over the
+    steps at which they were looked at and over the arm's finished runs. None where no run looked.
+    """
+    rows, terms = [], dict[str, None]()
+    for _, arm in study.rows:
+        shares: dict[str, dict[str, list[float]]] = {}
+        for run in arm.finished:
+            names = dict.fromkeys(line["name"] for line in run.metrics if line["name"].startswith(GRADIENT))
+            for name in names:
+                part, _, term = name.removeprefix(GRADIENT).partition("/")
+                shares.setdefault(part, {}).setdefault(term, []).append(
+                    float(run.series("train", name)[1].mean())
+                )
+        for part, by_term in shares.items():
+            terms |= dict.fromkeys(by_term)
+            cells = {"method": Cell(arm.title), "part": Cell(part)}
+            runs = tuple(run.id for run in arm.finished)
+            cells |= {
+                term: Cell(float(np.mean(each)), runs=runs, each=tuple(each))
+                for term, each in by_term.items()
+            }
+            rows.append(Row(f"{arm.name}/{part}", cells, stamp_of(study, arm)))
+    if not rows:
+        return None
+    columns = [Column("method", "Method"), Column("part", "Branch")]
+    columns += [Column(term, term, "number", None, 100.0, 1) for term in terms]
+    caption = (
+        "Of the gradient that reaches the weights of each branch in training, the share in percent of each weighted "
+        "term of the loss; means over the steps looked at and over runs."
+    )
+    return Table("gradients", "Gradients", caption, tuple(columns), tuple(rows))
 
 
 def efficiency_table(study: Study) -> Table:

@@ -181,6 +181,14 @@ class Task(ABC):
         """Numbers of the few samples of a split whose predictions are kept as pictures."""
         return []
 
+    def results(self, split: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What an evaluation found, as a list that goes into a JSON file: the records, or what the field's tools read.
+
+        Args:
+            records: of all samples of the split, in its order.
+        """
+        return list(records)
+
     def draw(self, folder: Path, split: str, shown: Sequence[tuple[int, np.ndarray]], protocol: str) -> None:  # noqa: B027
         """Keep pictures of a few samples under `folder`, so that reports need no data set."""
 

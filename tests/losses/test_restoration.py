@@ -137,8 +137,9 @@ def test_vgg_without_its_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         raise urllib.error.URLError("no connection")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(InputError, match="weights of vgg16 cannot be had"):
+    with pytest.raises(InputError, match="weights of vgg16 cannot be had") as error:
         FeatureEncoder.vgg()
+    assert "checkpoints/vgg16-397923af.pth" in str(error.value)
 
 
 def test_vgg_has_the_layers_asked_for_and_the_weights_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +151,8 @@ def test_vgg_has_the_layers_asked_for_and_the_weights_that_came(monkeypatch: pyt
     image = drawn(1, 3, 16, 16)
     torch.testing.assert_close(features(image), layers[:9](image))
     assert features(image).shape == (1, 128, 8, 8)
+    assert 16 // features(image).shape[-1] == FeatureEncoder.vgg_stride(layers=9)
+    assert (FeatureEncoder.vgg_stride(), FeatureEncoder.vgg_stride("vgg19", 37)) == (16, 32)
 
 
 def test_every_loss_states_its_formula() -> None:

@@ -176,6 +176,25 @@ def test_curves_show_each_seed_faintly_and_the_mean_over_finished_ones(study_fil
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [arm.title for arm in DEMO]
 
 
+def test_the_terms_of_a_loss_have_a_panel_each(tmp_path: Path) -> None:
+    def arm(name: str, terms: dict[str, float]) -> Arm:
+        (tmp_path / name).mkdir()
+        lines = [{"split": "train", "protocol": None, "name": term, "step": step, "value": value / step}
+                 for step in (1, 2, 3) for term, value in {"loss": 5.0, "lr": 0.1, "gradient_norm": 1.0, **terms}.items()]  # fmt: skip
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        record = RunFolder(tmp_path / name, {"id": name, "recipe": "r"})
+        return Arm(name, name, "r", {}, (Run(tmp_path / name, 0, "finished", record=record),))
+
+    one, two = arm("one", {"classes": 3.0, "boxes": 2.0}), arm("two", {"classes": 4.0, "boxes": 1.0})
+    figure = figures.loss_terms(Study("i", "t", "q", "test", "whole", "f1", "one", (one, two)))
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["classes", "boxes"]
+    strong = [line for line in figure.axes[0].get_lines() if line.get_alpha() is None]
+    assert [list(line.get_ydata()) for line in strong] == [[3.0, 1.5, 1.0], [4.0, 2.0, 4 / 3]]  # type: ignore[arg-type]
+    single = Study("i", "t", "q", "test", "whole", "f1", "three", (arm("three", {"classes": 3.0}),))
+    assert figures.loss_terms(single) is None
+
+
 def test_the_last_of_repeated_lines_counts(tmp_path: Path) -> None:
     line = {"split": "train", "protocol": None, "name": "loss"}
     points = ((5, 9.0), (5, 1.0), (1, None))

@@ -167,7 +167,9 @@ def test_comparison_shows_the_recorded_scores(study_file: Path) -> None:
         "IoU",
         "OA",
         "Kappa",
+        "Params (M)",
     ]
+    assert [row.cells["parameters"].value for row in table.rows] == [arm.parameters for arm in DEMO]
     for arm, row in zip(study.arms, table.rows, strict=True):
         recorded = [
             {score["name"]: score["value"] for score in run.info["scores"]}

@@ -1,8 +1,8 @@
 r"""The losses of a denoising network: terms on its image, its noise and its content, and what a critic thinks of them.
 
-Notation: $\hat x$ is the denoised image, $x$ the true one. The terms of `noise_loss` have the noise branch's output
-and the difference of the noisy and the true image in their places, those of `content_loss` the content branch's
-output and the true image. All are in the units of the network, weighted and summed.
+Notation: of a noisy image $y$ whose true image is $x$ a network makes the denoised image $\hat x$, the noise $\hat n$ and
+the content $\hat c$, all in its own units; $t$ is what a teacher makes of $y$, and $D$ a critic, which sees the three
+images together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from anban.errors import InputError
+from anban.formulas import Term
 from anban.losses import restoration
 from anban.losses.restoration import FeatureEncoder
 from anban.recipe.schema import Collection, NonNegative, pick
@@ -23,19 +24,27 @@ from anban.tasks.denoise.models.twin import Separated
 from anban.tasks.supervision import TERM
 
 Encoder = Literal["vgg16", "vgg19", "identity"]
+FEW_POSITIONS = 4
+"""Features of so few positions along a side are told of."""
 
 _PIXELWISE = {name: f"anban.losses.restoration:{name}" for name in ("l1", "l2", "charbonnier")}
-LOSSES: dict[str, str] = {
-    **_PIXELWISE,
-    "texture": "anban.tasks.denoise.loss:texture",
-    "perceptual": "anban.tasks.denoise.loss:perceptual",
-    "distillation": "anban.losses.restoration:distillation",
-}
+_TEXTURE = {"texture": "anban.tasks.denoise.loss:texture"}
+_PERCEPTUAL = {"perceptual": "anban.tasks.denoise.loss:perceptual"}
+_DISTILLATION = {"distillation": "anban.losses.restoration:distillation"}
+_ADVERSARIAL = {name: f"anban.losses.restoration:{name}" for name in ("gan", "lsgan")}
+
+LOSSES: dict[str, str] = {**_PIXELWISE, **_TEXTURE, **_PERCEPTUAL, **_DISTILLATION, **_ADVERSARIAL}
 LOSS_SECTIONS: dict[str, Collection] = {
-    "loss": Collection(LOSSES, common=TERM),
-    "noise_loss": Collection({**_PIXELWISE, "texture": LOSSES["texture"]}, common=TERM),
-    "content_loss": Collection({k: v for k, v in LOSSES.items() if k != "distillation"}, common=TERM),
+    "loss": Collection({**_PIXELWISE, **_TEXTURE, **_PERCEPTUAL, **_DISTILLATION}, common=TERM),
+    "noise_loss": Collection({**_PIXELWISE, **_TEXTURE}, common=TERM),
+    "content_loss": Collection({**_PIXELWISE, **_TEXTURE, **_PERCEPTUAL}, common=TERM),
 }
+PLACES = {
+    "loss": ("image", r"\hat x, x"),
+    "noise_loss": ("noise", r"\hat n, y - x"),
+    "content_loss": ("content", r"\hat c, x"),
+}
+"""Section -> what its terms are of, in the log and in formulas."""
 
 
 def texture(
@@ -50,7 +59,7 @@ def texture(
 
     Formula: $\frac{1}{B C^2} \sum_{b,j,k} \left( G_{bjk}(\hat x) - G_{bjk}(x) \right)^2$, where
     $G_{bjk}(x) = \frac{1}{C H W} \sum_i \phi_{bji}(x) \phi_{bki}(x)$ and $\phi$ are the $C$ features of $H \times W$
-    positions that the encoder gives.
+    positions that the encoder gives; with by_batch also divided by $B$.
 
     Args:
         encoder: of the ImageNet weights; "identity" takes the image for its features, as the diary's code does.
@@ -123,7 +132,8 @@ class Terms:
                 self._terms[section][name] = (options["weight"], function, own)
         self._adversarial = Adversarial(**config["adversarial"])
         if not any(self._terms.values()) and not self.judged:
-            raise InputError("No loss term is left.", where="loss", expected=f"one of {', '.join(LOSSES)}")
+            raise InputError("No loss term is left.", where="loss",
+                             expected=f"one of {', '.join(LOSS_SECTIONS['loss'].table)}")  # fmt: skip
 
     @property
     def distils(self) -> bool:
@@ -135,6 +145,22 @@ class Terms:
         """Whether a critic is needed."""
         return self._adversarial.loss != "none"
 
+    def told(self, patch: int | None) -> list[str]:
+        """What the terms cannot do with training patches of this side, as sentences."""
+        texts = []
+        for section, terms in self._terms.items():
+            for name, (_, _, options) in terms.items():
+                if patch is None or options.get("encoder", "identity") == "identity":
+                    continue
+                side = patch // FeatureEncoder.vgg_stride(options["encoder"], options["layers"])
+                if side <= FEW_POSITIONS:
+                    texts.append(
+                        f"{section}.{name} sees a patch of {patch}x{patch} pixels as {side}x{side} positions behind "
+                        f"{options['layers']} layers of {options['encoder']}, which tell little of its texture: raise "
+                        f"data.patch, or lower {section}.{name}.layers"
+                    )
+        return texts
+
     def restored(
         self, made: Separated, noisy: Tensor, clean: Tensor, taught: Tensor | None
     ) -> dict[str, Tensor]:
@@ -145,13 +171,13 @@ class Terms:
             noisy, clean: (B, 1, H, W).
             taught: the teacher's image; None without one.
         """
-        places = {"loss": ("image", made.image, clean), "noise_loss": ("noise", made.noise, noisy - clean),
-                  "content_loss": ("content", made.content, clean)}  # fmt: skip
+        compared = {"loss": (made.image, clean), "noise_loss": (made.noise, noisy - clean),
+                    "content_loss": (made.content, clean)}  # fmt: skip
         found = {}
-        for section, (place, output, target) in places.items():
+        for section, (output, target) in compared.items():
             for name, (weight, function, options) in self._terms[section].items():
                 meant = taught if name == "distillation" else target
-                found[f"{place}/{name}"] = weight * function(output, meant, **options)
+                found[f"{PLACES[section][0]}/{name}"] = weight * function(output, meant, **options)
         return found
 
     def deceived(self, scores: Tensor) -> dict[str, Tensor]:
@@ -165,4 +191,19 @@ class Terms:
 
     @property
     def _criterion(self) -> Callable[..., Tensor]:
-        return restoration.gan if self._adversarial.loss == "gan" else restoration.lsgan
+        function: Callable[..., Tensor] = pick(_ADVERSARIAL, self._adversarial.loss, "adversarial.loss")
+        return function
+
+
+def terms_of(config: Mapping[str, Any]) -> list[Term]:
+    """What a recipe's network is trained with, in the order of `Terms`; its critic's own loss is in the formula."""
+    found = [
+        Term(name, r"\hat x, t" if name == "distillation" else PLACES[section][1], options)
+        for section in LOSS_SECTIONS
+        for name, options in config[section].items()
+    ]
+    critic = Adversarial(**config["adversarial"])
+    if critic.loss != "none":
+        turns = {"generator_steps": config["alternation"]["generator_steps"]}
+        found.append(Term(critic.loss, r"D(\hat x, \hat n, y)", {"weight": critic.weight, **turns}))
+    return found

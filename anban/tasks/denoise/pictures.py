@@ -1,8 +1,8 @@
 """Denoised slices as pictures that a run keeps: figures of their own, and what a report draws them from.
 
 A slice's folder holds low.png, image.png, truth.png, content.png and noise.png (16 bits, Hounsfield units plus `offset`),
-slice.png (all on one fixed scale, with a part enlarged), noise_branch.png (its power spectrum and histogram beside those
-of the true noise) and profile.png (one row of the slice).
+slice.png (on fixed scales, but the content branch on its own; with a part enlarged), noise_branch.png (its power spectrum
+and histogram beside those of the true noise) and profile.png (one row of the slice).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
+
+from anban.metrics.spectrum import power_spectrum
 
 Pixels = NDArray[Any]
 WindowName = Literal["whole", "soft-tissue", "lung", "bone", "brain"]
@@ -85,32 +87,43 @@ def tone(hounsfield: Pixels, window: tuple[float, float]) -> NDArray[np.uint8]:
 
 
 def sheet(shown: Shown, window: str) -> Figure:
-    """The slice at both doses, the result and the content in one window; noise and residual on one scale about zero."""
+    """Both doses and the result in one window; noise and residual on one scale about zero; the content on its own."""
     low, high = WINDOWS[window]
     half = (high - low) / 2
     top, left, height, width = inset_of(shown)
-    images = {
-        "low dose": shown.low,
-        "output": shown.image,
-        "full dose": shown.truth,
-        "content branch": shown.content,
-    }
+    # In the corner that is farthest from what it shows; axes count from below.
+    corner = (0.62 if left + width / 2 < shown.truth.shape[1] / 2 else 0.0,
+              0.62 if top + height / 2 > shown.truth.shape[0] / 2 else 0.0, 0.38, 0.38)  # fmt: skip
+    content, own = "content branch (own scale)", content_range(shown, (low, high))
+    images = {"low dose": shown.low, "output": shown.image, "full dose": shown.truth, content: shown.content}
     signed = {"noise branch": shown.noise, "output - full dose": shown.image - shown.truth}
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     axes = figure.subplots(2, 3)
     for part, (title, pixels) in zip(axes.flat, (images | signed).items(), strict=True):
-        limits = (-half, half) if title in signed else (low, high)
+        limits = (-half, half) if title in signed else own if title == content else (low, high)
         shade = {"cmap": "RdBu_r" if title in signed else "gray", "vmin": limits[0], "vmax": limits[1]}
         drawn = part.imshow(pixels, **shade)
         part.set_title(title, fontsize=9)
         part.set_axis_off()
-        inset = part.inset_axes((0.62, 0.0, 0.38, 0.38))
+        inset = part.inset_axes(corner)
         inset.imshow(pixels[top : top + height, left : left + width], **shade)
         inset.set(xticks=[], yticks=[])
         part.add_patch(_frame(left, top, width, height))
         figure.colorbar(drawn, ax=part, shrink=0.8, label="HU")
     figure.suptitle(f"{shown.name}, window '{window}' ({low:g} to {high:g} HU)", fontsize=10)
     return figure
+
+
+def content_range(shown: Shown, window: tuple[float, float]) -> tuple[float, float]:
+    """Between which values the content branch is shown: its 1st and 99th percentile where the full dose is in the window.
+
+    Its values need not be those of a slice, since the fusion undoes any scale and sign; a branch that gives Hounsfield
+    units is shown in about the window itself.
+    """
+    inside = (shown.truth >= window[0]) & (shown.truth <= window[1])
+    values = shown.content[inside] if inside.any() else shown.content
+    low, high = np.percentile(values, (1, 99))
+    return float(low), float(high)
 
 
 def noise_figure(shown: Shown) -> Figure:
@@ -146,24 +159,6 @@ def profile(shown: Shown) -> Figure:
     part.set(title=f"Row {row}", xlabel="column", ylabel="HU")
     part.legend(fontsize=8)
     return figure
-
-
-def power_spectrum(noise: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean power of an image (H, W) in rings of frequency: cycles per pixel up to 0.5, and power in its units squared.
-
-    Scaled such that white noise of variance v has the power v at every frequency.
-    """
-    height, width = noise.shape
-    power = np.abs(np.fft.fft2(noise - noise.mean())) ** 2 / noise.size
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    rings = min(height, width) // 2
-    number = np.minimum((radius / 0.5 * rings).astype(int), rings)  # the corners are a ring that is left out
-    sums = np.bincount(number.ravel(), power.ravel(), rings + 1)[:rings]
-    counts = np.bincount(number.ravel(), minlength=rings + 1)[:rings]
-    frequencies: NDArray[np.float64] = (np.arange(rings) + 0.5) * 0.5 / rings
-    return frequencies[1:], (sums / np.maximum(counts, 1))[
-        1:
-    ]  # the first holds the mean, which was taken out
 
 
 def inset_of(shown: Shown) -> tuple[int, int, int, int]:

@@ -78,6 +78,12 @@ class Layout:
         names = set(self.lists or self.folders)
         return sorted(names, key=lambda name: (_ORDER.get(name, len(_ORDER)), name))
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are label maps: pictures may also lie alone, or beside another task's annotations."""
+        maps = {each.labels for each in self.folders.values() if each.labels is not None}
+        return self.kind == "lists" or any(_is_picture(path) for folder in maps for path in folder.rglob("*"))
+
 
 def find_layout(root: str | Path, layout: LayoutName = "auto") -> Layout:
     """Look at the folders and list files under `root`.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from anban.errors import InputError
 from anban.tasks.denoise.models.attention import CrossAttentionBlocks, SelfAttentionBlock
 from anban.tasks.denoise.models.settings import Attention, Fusion
 
@@ -25,12 +26,18 @@ class FusionLayer(nn.Module):
         attention: heads and kind of the attention blocks.
 
     Raises:
-        InputError: the heads do not divide the channels.
+        InputError: the heads do not divide the channels, or what is to begin as a mean has no maps to average.
     """
 
     def __init__(self, channels: int, features: int, settings: Fusion, attention: Attention):
         super().__init__()
         attentive = settings.method != "conv"
+        if settings.init == "mean" and (attentive or settings.of == "features"):
+            raise InputError(
+                "Only a convolution of the two maps can begin as their mean.",
+                where="fusion.init with fusion.method or fusion.of",
+                do='set fusion.init to "drawn"',
+            )
         self.of, self.lift = settings.of, None
         width = features if settings.of == "features" else channels
         if attentive and settings.of == "maps":
@@ -50,6 +57,17 @@ class FusionLayer(nn.Module):
             joined = width
         last = kernel if settings.method == "conv" and settings.of == "maps" else 1
         self.predict = nn.Conv2d(joined, channels, last, padding=last // 2)
+
+    def average(self) -> None:
+        """Set the weights such that the image is the mean of the two maps."""
+        last, channels = self.predict, self.predict.out_channels
+        nn.init.zeros_(last.weight)
+        centre = last.kernel_size[0] // 2
+        both = torch.eye(channels).repeat(1, 2) / 2
+        with torch.no_grad():
+            last.weight[:, :, centre, centre] = both
+            assert last.bias is not None
+            last.bias.zero_()
 
     def forward(
         self, content: Tensor, stripped: Tensor, features: tuple[Tensor, Tensor] | None = None

@@ -112,6 +112,8 @@ class Fusion:
         kernel: of the convolution.
         width: channels that a map is lifted to before attention; one channel alone has nothing to attend to.
         layers: attention blocks.
+        init: weights are "drawn", as those of the whole network, which may begin with either image negative; or
+            the convolution begins as the "mean" of the two maps.
     """
 
     method: Literal["conv", "cross-attention", "restormer"] = "conv"
@@ -119,3 +121,4 @@ class Fusion:
     kernel: Literal[1, 3] = 1
     width: Count = 32
     layers: Count = 1
+    init: Literal["drawn", "mean"] = "drawn"

@@ -67,8 +67,9 @@ class Twin(nn.Module):
         init: of all weights, see `layers.initialise`.
 
     Raises:
-        InputError: the heads of an attention do not divide its channels, or RED-CNN is to attend or to give
-            features; in `forward`, a side is below 16 (21 with RED-CNN).
+        InputError: the heads of an attention do not divide its channels, RED-CNN is to attend or to give features, or
+            a fusion that is no convolution of maps is to begin as their mean; in `forward`, a side is below 16 (21
+            with RED-CNN).
     """
 
     multiple_of = 1
@@ -117,6 +118,8 @@ class Twin(nn.Module):
         self.final_activation = FINAL_ACTIVATIONS[final_activation]()
         for joint in (self.cross_encoder, self.cross_decoder, self.fusion):
             initialise(joint, init)
+        if fusion.init == "mean":
+            self.fusion.average()
 
     def forward(self, image: Tensor) -> Separated:
         """The denoised image, its noise and its content, (B, channels, H, W) each."""

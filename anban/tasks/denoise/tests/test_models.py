@@ -308,6 +308,20 @@ def test_a_1x1_fusion_is_a_3x3_one_with_an_empty_rim() -> None:
     torch.testing.assert_close(one(*pair), three(*pair))
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_fusion_may_begin_as_the_mean(kernel: Any) -> None:
+    model = twin(channels=2, fusion={"init": "mean", "kernel": kernel})
+    image = drawn(1, 2, 32, 32)
+    made = model(image)
+    torch.testing.assert_close(made.image, (made.content + image - made.noise) / 2)
+
+
+@pytest.mark.parametrize("other", [{"method": "restormer"}, {"of": "features"}])
+def test_only_a_convolution_of_maps_begins_as_the_mean(other: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="Only a convolution of the two maps"):
+        twin(fusion={"init": "mean", **other})
+
+
 def test_fusion_of_features_needs_them() -> None:
     with pytest.raises(ValueError, match="features of both branches"):
         FusionLayer(1, 8, Fusion(of="features"), Attention())(drawn(1, 1, 4, 4), drawn(1, 1, 4, 4))

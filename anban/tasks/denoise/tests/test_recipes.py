@@ -120,9 +120,14 @@ def test_every_study_has_arms_that_differ() -> None:
 
 def test_the_demo_study_asks_where_the_branches_meet() -> None:
     plan = load_plan("ct/demo-interaction", [])
-    asked = {
-        (len(a["cross_attention"]["decoder"]), a["attention"]["norm"] and a["attention"]["skip"])
+    asked = [
+        (len(a["cross_attention"]["decoder"]), a["attention"]["norm"], a["attention"]["skip"])
         for a in (arm.recipe.config["model"] for arm in plan.arms)
-    }
-    assert asked == {(0, True), (1, True), (1, False), (4, True), (4, False)}
+    ]
+    switches = [(norm, skip) for norm in (True, False) for skip in (True, False)]
+    assert sorted(asked) == sorted([(0, True, True), *((n, *both) for n in (1, 4) for both in switches)])
     assert len(plan.seeds) == 3
+    assert (plan.base, plan.arms[0].title) == ("end-only", "end only")
+    for arm in plan.arms:
+        patch = arm.recipe.config["data"]["patch"]
+        assert plan.compare["protocol"].startswith(f"sliding-{patch}-"), "seen as it was trained"

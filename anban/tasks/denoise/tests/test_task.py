@@ -29,7 +29,7 @@ from anban.tasks.denoise.debug import debug
 from anban.tasks.denoise.interpolation import write_interpolated
 from anban.tasks.denoise.models.twin import Separated
 from anban.tasks.denoise.protocols import apply_protocol, parse_protocol
-from anban.tasks.denoise.task import DenoiseTask, Evaluation
+from anban.tasks.denoise.task import DenoiseTask, Evaluation, _correlations
 from anban.tasks.denoise.tests.slices import SIDE, write_npy
 
 CPU = torch.device("cpu")
@@ -153,6 +153,9 @@ def test_a_collapsed_content_branch_is_told(root: Path) -> None:
     assert kinds(1 - samples[0]["clean"]) == set(), "a fusion undoes a sign"
     assert kinds(torch.randn_like(noise)) == {"content-collapse"}
     assert kinds(torch.ones_like(noise)) == {"content-collapse"}
+    silhouette = (samples[0]["clean"] > 0.1).float()
+    assert kinds(silhouette) == {"content-collapse"}, "body and air alone are no content"
+    assert _correlations(noise[None], torch.full_like(noise[None], -1000.0), (-160, 240)) == [None], "all air"
     worse = task.evaluate(Constant(-noise, samples[0]["clean"]), task.collate(samples[:1]), "whole")
     assert [s.kind for s in task.health([record for record, _ in worse])] == ["worse-than-input"]
 
@@ -288,6 +291,7 @@ def test_a_run_keeps_its_pictures(adversarial: RunFolder) -> None:
     (entry,) = index["samples"]
     for name in ("slice", "noise_branch", "profile"):
         assert (samples / entry["folder"] / f"{name}.png").stat().st_size > 5000
+    assert {"content.png", "noise.png"} <= {file.name for file in (samples / entry["folder"]).iterdir()}
     low = np.asarray(Image.open(samples / entry["folder"] / "low.png")).astype(int) - index["offset"]
     assert low.shape == (SIDE, SIDE)
     assert -1024 <= low.min() < -900

@@ -132,6 +132,16 @@ def test_coco_keeps_its_splits_under_their_years_and_needs_no_labels_to_be_predi
         find_scenes(tmp_path, "test")
 
 
+def test_pictures_without_label_maps_are_told_from_a_data_set(tmp_path: Path) -> None:
+    """Boxes lie in xml files in a folder of the same name."""
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "a.xml").write_text("<annotation/>", encoding="utf-8")
+    assert not find_layout(tmp_path).labelled
+    label(tmp_path / "annotations" / "a.png")
+    assert find_layout(tmp_path).labelled
+
+
 def test_of_two_codings_of_one_map_the_one_asked_for_is_taken(tmp_path: Path) -> None:
     cityscapes(tmp_path)
     for coding, ending in (("auto", "labelIds"), ("label-ids", "labelIds"), ("train-ids", "labelTrainIds")):
