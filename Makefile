@@ -9,7 +9,7 @@ BIN := $(abspath $(VENV))/bin
 RUN := PYTHONPATH=$(CURDIR) $(BIN)/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -p no:cacheprovider
 
-.PHONY: demo test test-slow test-gpu test-browser test-latex check bench clean help
+.PHONY: demo test test-slow test-kill test-gpu test-browser test-latex test-slurm check bench clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,9 @@ test: $(READY) ## the whole suite for a CPU machine
 test-slow: $(READY) ## minutes of training
 	$(PYTEST) -m slow $(ARGS)
 
+test-kill: $(READY) ## kills runs of every task and resumes them; the ledger after a hundred deaths (half an hour)
+	$(RUN) -m benchmarks.kill $(ARGS)
+
 test-gpu: $(READY) ## what needs a CUDA device
 	$(PYTEST) -m gpu $(ARGS)
 
@@ -41,6 +44,10 @@ test-browser: $(READY) ## opens a report in Chromium, which it installs (Debian)
 test-latex: $(READY) ## compiles the LaTeX tables, with the TeX it installs (Debian)
 	command -v pdflatex || { apt-get update -q && apt-get install -qy texlive-latex-recommended; }
 	$(PYTEST) -m latex $(ARGS)
+
+test-slurm: $(READY) ## a study on a real SLURM of one node, which it installs (Debian, as root)
+	command -v slurmctld || { apt-get update -q && apt-get install -qy slurm-wlm munge; }
+	$(PYTEST) -m slurm $(ARGS)
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check .

@@ -29,10 +29,14 @@ def run(
     ] = None,
     device: Device = None,
     remark: Annotated[str | None, typer.Option(help="a word on this run, kept in its record")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="only write the run down; --resume RUN begins it")
+    ] = False,
 ) -> None:
     """Train and evaluate a recipe; write a run folder and its row in the ledger."""
     from anban.engine import parallel
     from anban.engine.run import execute, open_run
+    from anban.engine.run import plan as write_down
     from anban.errors import InputError
     from anban.recipe import load_recipe
 
@@ -41,10 +45,17 @@ def run(
     changes = list(overrides or [])
     if recipe is not None and "=" in recipe and not Path(recipe).exists():  # anban run --resume RUN key=value
         changes, recipe = [recipe, *changes], None
+    if plan and resume is not None:
+        raise InputError("There is nothing to plan in a run that exists.", where="--plan, --resume",
+                         do="leave out either")  # fmt: skip
     if resume is None:
         if recipe is None:
             raise InputError("No recipe is given.", where="anban run", do="anban recipes lists them")
-        folder = execute(load_recipe(recipe, changes, seed=seed), out, device=device, remark=remark)
+        loaded = load_recipe(recipe, changes, seed=seed)
+        if plan:
+            folder = write_down(loaded, out, remark=remark)
+        else:
+            folder = execute(loaded, out, device=device, remark=remark)
     else:
         earlier, loaded = open_run(_to_resume(recipe, changes, out, seed, resume), changes)
         for name, asked, has in (("recipe", recipe, loaded.id), ("seed", seed, loaded.config["seed"])):
@@ -87,12 +98,13 @@ def is_leader() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_device(device: str | None) -> None:
+def check_device(device: str | None, *, here: bool = True) -> None:
+    """Refuse a device that is none or, if it is to be used on this machine, that this machine has not."""
     from anban.errors import InputError
 
     if device not in (None, "cpu", "cuda"):
         raise InputError(f"Unknown device '{device}'.", where="--device", expected="cpu or cuda")
-    if device == "cuda":
+    if device == "cuda" and here:
         import torch
 
         if not torch.cuda.is_available():

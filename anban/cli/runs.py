@@ -1,4 +1,4 @@
-"""anban runs: list, show and compare runs, and fill the ledger again from the run folders."""
+"""anban runs: list, show, remark on and compare runs, and fill the ledger again from the run folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anban.errors import InputError
 if TYPE_CHECKING:
     from anban.record import RunFolder
 
-app = typer.Typer(help="List, show and compare runs.", no_args_is_help=False)
+app = typer.Typer(help="List, show, remark on and compare runs.", no_args_is_help=False)
 
 SCREENFUL = 50  # rows of a list on a terminal, unless --limit says otherwise
 
@@ -25,9 +25,9 @@ Out = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Recipe = Annotated[str | None, typer.Option(help="Only this recipe; a pattern such as 'change/*' works.")]
-State = Annotated[str | None, typer.Option(help="Only running, finished, failed, interrupted or lost runs.")]
 Limit = Annotated[int | None, typer.Option(min=0, help="At most so many, newest first; 0 for all.")]
-STATES = ("running", "finished", "failed", "interrupted", "lost")
+STATES = ("planned", "queued", "running", "finished", "failed", "interrupted", "lost", "superseded")
+State = Annotated[str | None, typer.Option(help=f"Only runs of this state: {', '.join(STATES)}.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -39,7 +39,7 @@ def main(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """List, show and compare runs. Without a further word: list."""
+    """List, show, remark on and compare runs. Without a further word: list."""
     context.obj = (out, as_json)
     if context.invoked_subcommand is None:
         print_list(_folder(out), recipe=recipe, state=state, limit=limit, as_json=as_json)
@@ -54,7 +54,7 @@ def list_command(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """All runs, newest first: also those that failed, were interrupted, or were lost with their process."""
+    """All runs, newest first: also those that wait, failed, were interrupted, or were lost with their process."""
     out, as_json = _common(context, out, as_json)
     print_list(_folder(out), recipe=recipe, state=state, limit=limit, as_json=as_json)
 
@@ -69,6 +69,18 @@ def show_command(
     """All that is recorded of one run, and its latest numbers."""
     out, as_json = _common(context, out, as_json)
     print_run(_folder(out), run, as_json=as_json)
+
+
+@app.command("remark")
+def remark_command(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="Id, beginning of an id, or folder of a run.")],
+    text: Annotated[str, typer.Argument(help="The new remark; an empty one takes the old away.")],
+    out: Out = None,
+) -> None:
+    """Change the word on a run that its record keeps: on which machine, when, what to look at."""
+    out, _ = _common(context, out, False)
+    _open(_folder(out), run).update(remark=text or None)
 
 
 @app.command("compare")
@@ -128,6 +140,8 @@ def print_list(
         "result",
         "of",
         "why",
+        "job",
+        "remark",
     )
     _print_table(
         heads,
@@ -143,6 +157,8 @@ def print_list(
                 _text(row["result"]),
                 _text(row["result_of"]),
                 _short(row["why"] or row["cause"] or "", 60),
+                row["job"] or "",
+                _short(row["remark"] or "", 60),
             )
             for row in rows
         ],
@@ -155,14 +171,19 @@ def print_list(
 def print_run(out: Path, name: str, *, as_json: bool = False) -> None:
     """Print what is recorded of one run and the last value of each of its numbers."""
     from anban.recipe import flatten
+    from anban.record import Ledger
 
     run = _open(out, name)
+    row = next(iter(Ledger(out).rows(id=run.id)), None)
+    state = {"state": run.state}
+    if row is not None and row["state"] == "superseded":
+        state = {"state": "superseded", "superseded_by": row["superseded_by"]}
     last = {(line["split"], line["protocol"], line["name"]): line for line in run.metrics(dedupe=False)}
     if as_json:
-        print_json({**run.info, "state": run.state, "path": str(run.path), "metrics": list(last.values())})
+        print_json({**run.info, **state, "path": str(run.path), "metrics": list(last.values())})
         return
     info = {key: value for key, value in run.info.items() if key not in ("scores", "findings")}
-    flat = dict(flatten({"path": str(run.path), **info, "state": run.state}))
+    flat = dict(flatten({"path": str(run.path), **info, **state}))
     width = max(map(len, flat))
     for key, value in flat.items():
         print(f"{key:<{width}}  {_text(value)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import subprocess
@@ -26,6 +27,9 @@ PACKAGES = (
     "triton",
     "llvmlite",
 )
+
+#: The largest patch that a run keeps.
+PATCH_BYTES = 1_000_000
 
 
 def environment() -> dict[str, Any]:
@@ -63,6 +67,39 @@ def commit(path: Path | str | None = None) -> str | None:
     if head == "(initial)":
         return None
     return head + ("+dirty" if any(not line.startswith("#") for line in lines) else "")
+
+
+def patch(path: Path | str | None = None) -> str:
+    """What `commit` calls dirty, as a patch that `git apply` takes at that commit; new text files included.
+
+    Empty where nothing is changed or the folder is not kept in git. More than PATCH_BYTES are named, not kept.
+    """
+    folder = Path(path) if path is not None else Path(__file__).resolve().parents[1]
+    if commit(folder) is None:
+        return ""
+    changed = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--binary", "--", ".") or ""
+    new = (_git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--", ".") or "").split("\0")
+    inside = (_git(folder, "rev-parse", "--show-prefix") or "").strip()
+    text = changed + "".join(_added(folder / name, inside + name) for name in new if name)
+    if len(text.encode()) <= PATCH_BYTES:
+        return text
+    names = (_git(folder, "diff", "HEAD", "--stat", "--no-color", "--", ".") or "").splitlines()
+    return "".join(
+        f"# {line}\n" for line in ["too large to be kept; changed and new files:", *names, *filter(None, new)]
+    )
+
+
+def _added(file: Path, name: str) -> str:
+    """A new file as git would show it; nothing for one that is no text."""
+    try:
+        lines = list(io.StringIO(file.read_bytes().decode(), newline="\n")) if file.is_file() else []
+    except (OSError, UnicodeDecodeError):
+        return ""
+    if not lines:
+        return ""
+    end = "" if lines[-1].endswith("\n") else "\n\\ No newline at end of file\n"
+    head = f"diff --git a/{name} b/{name}\nnew file mode 100644\n--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n"
+    return head + "".join(f"+{line}" for line in lines) + end
 
 
 def _version(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -53,7 +54,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: a reader, or whoever comes after a power cut, sees the old or the new file."""
+    """Replace `path` by `text`: a reader, or whoever comes after a power cut, sees the old or the new file.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "x", encoding="utf-8") as file:
@@ -61,9 +66,39 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise naming(path, error) from None
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append whole lines in one write. Nothing is ever taken away: a line that was cut off stays, closed by a line end.
+
+    Raises:
+        OSError: it cannot be written, or only in part (a full disk); names the file.
+    """
+    try:
+        with open(path, "ab+", buffering=0) as file:
+            data = (b"\n" if _ends_torn(file) else b"") + data
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise naming(path, error) from None
+
+
+def naming(path: Path, error: BaseException) -> BaseException:
+    """An OSError that names the file, where a write's own does not; any other error as it is."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return OSError(error.errno, error.strerror, os.fspath(path))
+    return error
+
+
+def _ends_torn(file: Any) -> bool:
+    """Whether a kill in the middle of a write left a last line without its end."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) != b"\n")
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from anban.record.process import shown_state
 T = TypeVar("T")
 
 FILE = "ledger.sqlite"
-SCHEMA = 4  # raise it with every change below; files of another version are filled anew
+SCHEMA = 5  # raise it with every change below; files of another version are filled anew
 PATIENCE = 60.0  # seconds a process waits for the others before it gives up
 
 # column -> (type, how it is read from run.json); `path` is added from the folder's place.
@@ -52,6 +52,8 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "seconds": ("REAL", lambda info: info.get("seconds")),
     "commit": ("TEXT", lambda info: info.get("commit")),
     "device": ("TEXT", lambda info: info.get("device")),
+    "remark": ("TEXT", lambda info: info.get("remark")),
+    "job": ("TEXT", lambda info: info.get("job")),
     "host": ("TEXT", lambda info: info.get("host")),
     "pid": ("INTEGER", lambda info: info.get("pid")),
     "process": ("TEXT", lambda info: info.get("process")),
@@ -64,6 +66,14 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "result_of": ("TEXT", lambda info: _named(_result(info))),
 }
 SCORE_KEY = ("split", "protocol", "checkpoint", "name")
+
+# States that a later finished run of the same experiment and seed makes `superseded`.
+UNFINISHED = ("planned", "queued", "failed", "interrupted", "lost")
+SUPERSEDED_BY = (
+    "(SELECT later.id FROM runs AS later WHERE runs.state != 'finished' AND later.state = 'finished'"
+    " AND later.hash = runs.hash AND later.seed = runs.seed AND later.started > runs.started"
+    " ORDER BY later.started DESC LIMIT 1) AS superseded_by"
+)
 
 # Without row numbers a table's content has one order, whatever the order of writing was.
 TABLES = (
@@ -132,6 +142,7 @@ class Ledger:
     def rows(
         self,
         *,
+        id: str | None = None,
         recipe: str | None = None,
         state: str | None = None,
         task: str | None = None,
@@ -143,11 +154,14 @@ class Ledger:
     ) -> list[dict[str, Any]]:
         """The rows, newest first, as dicts of all columns (`difference` and `environment` as objects).
 
-        Key `path` is the run's folder, relative to `out`.
+        Key `path` is the run's folder, relative to `out`; `superseded_by` the newest finished run of the same hash and
+        seed that began after this one, which then counts as superseded, unless it runs or has finished itself.
 
         Args:
+            id: the run's whole id.
             recipe: id or shell pattern (`change/*`).
-            state: running, finished, failed, interrupted, or lost (see `anban.record.process.shown_state`).
+            state: planned, queued, running, finished, failed, interrupted, superseded, or lost (see
+                `anban.record.process.shown_state`).
             task: name of the task.
             hash: hash of the effective configuration, or its beginning.
             seed: of the run.
@@ -156,10 +170,15 @@ class Ledger:
             score: (split, protocol, checkpoint, name); adds key `score`, None where the run has no such value.
         """
         conditions, values = ["TRUE"], list[Any]()
+        if id is not None:
+            conditions.append("runs.id = ?")
+            values.append(id)
         if recipe is not None:
             conditions.append("recipe GLOB ?")
             values.append(recipe)
-        if state is not None:
+        if state == "superseded":
+            conditions.append("superseded_by IS NOT NULL")
+        elif state is not None:
             conditions.append("state = ?")
             values.append("running" if state == "lost" else state)
         if task is not None:
@@ -175,7 +194,7 @@ class Ledger:
             conditions.append("started >= ?")
             values.append(_moment(since))
         query = (
-            "SELECT runs.*, scores.value AS score FROM runs LEFT JOIN scores ON scores.run = runs.id"
+            f"SELECT runs.*, {SUPERSEDED_BY}, scores.value AS score FROM runs LEFT JOIN scores ON scores.run = runs.id"
             " AND scores.split = ? AND scores.protocol = ? AND scores.checkpoint = ? AND scores.name = ?"
             f" WHERE {' AND '.join(conditions)} ORDER BY started DESC, id DESC"
         )
@@ -187,6 +206,8 @@ class Ledger:
                     break
                 row = dict(record)
                 row["state"] = shown_state(row["state"], row["host"], row["pid"], row["process"])
+                if row["superseded_by"] is not None and row["state"] in UNFINISHED:
+                    row["state"] = "superseded"
                 if state is not None and row["state"] != state:
                     continue
                 for column in ("difference", "environment"):

@@ -10,8 +10,14 @@ from typing import Any
 
 
 def identity() -> dict[str, Any]:
-    """`host`, `pid` and `process` (a mark that a later process with the same pid does not have) of this process."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "process": _mark(os.getpid())}
+    """Of this process: `host`, `pid`, `process` (a mark that a later one with the same pid does not have) and `job`."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process": _mark(os.getpid()), "job": job()}
+
+
+def job() -> str | None:
+    """SLURM's number of the job that this process belongs to; an element of an array is `<array>_<element>`."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def shown_state(state: str, host: Any, pid: Any, process: Any) -> str:

@@ -1,7 +1,8 @@
 """The run folder: what one training or evaluation leaves behind, readable while it runs and after any end.
 
-Layout: recipe.yaml, run.json, metrics.jsonl, samples.jsonl, log.txt, checkpoints/, figures/. The folder is the truth;
-the ledger beside it only repeats run.json.
+Layout: recipe.yaml, run.json, metrics.jsonl, samples.jsonl, log.txt, checkpoints/, figures/; code.patch where the code
+differed from its commit, faults/ where numbers were not finite. The folder is the truth; the ledger beside it only
+repeats run.json.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from filelock import FileLock, Timeout
 from loguru import logger
 
 from anban.errors import InputError
-from anban.record.environment import commit, environment
-from anban.record.files import RUN_FILE, find_runs, now, plain, read_info, to_json, write_atomically
+from anban.record.environment import commit, environment, patch
+from anban.record.files import RUN_FILE, append, find_runs, now, plain, read_info, to_json, write_atomically
 from anban.record.ledger import FILE as LEDGER_FILE
 from anban.record.ledger import Ledger
 from anban.record.process import identity, shown_state
@@ -34,6 +35,7 @@ __all__ = ["RunFolder", "find_runs", "readable"]
 
 FORMAT = "anban-run/1"
 ENDS = ("finished", "failed", "interrupted")
+WAITING = ("planned", "queued")  # written down before it begins: for later, or for a cluster's queue
 ID_PART = re.compile(r"[^\W_][\w.+=-]*")  # letters and digits of any script
 # What readers count on, where a key is there and not null.
 SHAPES: dict[str, type | UnionType] = {
@@ -66,7 +68,9 @@ class RunFolder:
     # --- making and opening ---------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, out: Path | str, recipe_id: str, *, seed: int, info: Mapping[str, Any]) -> RunFolder:
+    def create(
+        cls, out: Path | str, recipe_id: str, *, seed: int, info: Mapping[str, Any], state: str = "running"
+    ) -> RunFolder:
         """Make `<out>/<recipe id>/<run id>/` with its run.json, and its row in the ledger, before anything can fail.
 
         Args:
@@ -75,11 +79,14 @@ class RunFolder:
             seed: of the run; part of its id.
             info: further keys of run.json (title, task, hash, base, difference, device, data, model, ...); `commit`,
                 `environment` and `command` may be given in place of what is found here.
+            state: running, for a run that begins now; planned or queued for one that `resume` begins later.
 
         Raises:
             InputError: the recipe id cannot be a folder name, or `out` cannot be written to.
             ValueError: `info` sets a key that belongs to the record itself.
         """
+        if state not in ("running", *WAITING):
+            raise ValueError(f"a run is made running, {' or '.join(WAITING)}, not {state!r}")
         out = Path(out)
         parts = recipe_id.split("/")
         if not all(ID_PART.fullmatch(part) for part in parts):
@@ -93,7 +100,7 @@ class RunFolder:
             "format": FORMAT,
             "id": None,  # known once the folder is made
             "recipe": recipe_id,
-            "state": "running",
+            "state": state,
             "why": None,
             "seed": seed,
             "started": started.isoformat(timespec="milliseconds"),
@@ -110,6 +117,7 @@ class RunFolder:
             "base": None,
             "difference": {},
             "device": None,
+            "remark": None,
             "commit": info["commit"] if "commit" in info else commit(),
             "environment": info["environment"] if "environment" in info else environment(),
             "command": info["command"] if "command" in info else _command(),
@@ -132,9 +140,10 @@ class RunFolder:
                 do="give --out a folder of yours",
             ) from error
         run = cls(path, plain({**own, **rest, **info, "id": path.name}))
-        run._writes_time = True
+        run._writes_time = state == "running"
         run._out = out
         run._store()
+        run._keep_code("code.patch", run.info["commit"])
         return run
 
     @classmethod
@@ -255,19 +264,42 @@ class RunFolder:
         """Record that this process goes on with the run: running again, time counted on from where it stopped.
 
         Call it while holding `lock()`. The first part's commit and environment stay; those of each further part are
-        listed under `resumed`.
+        listed under `resumed`. A run that was only written down begins here, and its record says so.
         """
         self.info = read_info(self.path)
+        begins = self.info["state"] in WAITING and self.info.get("seconds") is None
         self._before = max(float(self.info.get("seconds") or 0.0), self._last_time())
         self._since = time.monotonic()
         self._writes_time = True
-        part = {"at": now(), "host": identity()["host"], "commit": commit(), "command": _command()}
-        resumed = [*(self.info.get("resumed") or []), part]
-        self.update(state="running", why=None, ended=None, resumed=resumed, **identity(), **changes)
+        code = commit()
+        made: dict[str, Any] = {"commit": code, "command": _command()}
+        if begins:
+            made |= {"started": now(), "environment": environment()}
+        else:
+            part = {"at": now(), **{key: identity()[key] for key in ("host", "job")}, **made}
+            made = {"resumed": [*(self.info.get("resumed") or []), part]}
+        self.update(state="running", why=None, ended=None, **made, **identity(), **changes)
+        for left in (
+            *self.path.glob(".*.tmp"),
+            *self.checkpoints.glob(".*.part"),
+        ):  # by a kill in the middle of a write
+            left.unlink()
+        self._keep_code(f"code-{len(self.info.get('resumed') or []) + 1}.patch", code)
 
     def write_recipe(self, text: str) -> None:
         """Write recipe.yaml: the complete effective recipe, as YAML text."""
         write_atomically(self.recipe_file, text)
+
+    def _keep_code(self, name: str, of: Any) -> None:
+        """The changes of the code against its commit, where there are any and no part of the run has kept the same."""
+        text = patch() if str(of).endswith("+dirty") else ""
+        try:
+            if text and all(
+                file.read_text(encoding="utf-8") != text for file in self.path.glob("code*.patch")
+            ):
+                write_atomically(self.path / name, text)
+        except OSError as error:
+            logger.warning("the changes of the code are not kept: {}", error)
 
     def _store(self) -> None:
         write_atomically(self.path / RUN_FILE, to_json(self.info, indent=1) + "\n")
@@ -287,9 +319,7 @@ class RunFolder:
             for name, value in values.items()
         ]
         text = "".join(to_json(line) + "\n" for line in lines)
-        with open(self.path / "metrics.jsonl", "ab+", buffering=0) as file:
-            # Nothing is ever taken away: what was cut off keeps its line, which readers pass over.
-            file.write((b"\n" if _ends_torn(file) else b"") + text.encode())
+        append(self.path / "metrics.jsonl", text.encode())
 
     def metrics(self, dedupe: bool = True) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: dicts of step, epoch, split, protocol, name, value, time.
@@ -422,14 +452,6 @@ def _holder(file: Path) -> str:
 
 def _evaluation(line: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return line["split"], line["protocol"], line.get("checkpoint")
-
-
-def _ends_torn(file: Any) -> bool:
-    """Whether a kill in the middle of a write left a last line without its end."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return False
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) != b"\n")
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

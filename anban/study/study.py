@@ -5,6 +5,7 @@ A study file is YAML:
     title: Does augmentation help?
     question: one sentence, shown at the top of the report
     base: change/demo-fc-siam-diff       # recipe of the base arm, which is called `base` unless `name` says otherwise
+    base_title: FC-Siam-diff             # optional: the base arm in tables; by default as its recipe calls itself
     arms:
       no-flip: {set: {augment.flip: null}}            # dotted keys that differ from the base
       tinycd: {title: TinyCD, recipe: change/demo-tinycd}  # or another recipe
@@ -70,6 +71,7 @@ class StudyFile:
     title: str = ""
     question: str = ""
     name: str = "base"
+    base_title: str = ""
     arms: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
@@ -162,7 +164,8 @@ def load_plan(name: str, overrides: list[str], seeds: int | None = None) -> Plan
     common = [*_as_overrides(given.set), *overrides]
     base = load_recipe(given.base, common)
     base_name, combined = _combinations(given, path) if given.axes else (given.name, {})
-    arms = [Arm(base_name, base.title if base_name == "base" else base_name, base)]
+    untitled = base.title if base_name == "base" else base_name
+    arms = [Arm(base_name, given.base_title or untitled, base)]
     for arm_name, words in [*combined.items(), *given.arms.items()]:
         own = _read(ArmFile, f"arms.{arm_name}", words or {})
         recipe = load_recipe(own.recipe or given.base, [*common, *_as_overrides(own.set)])
@@ -212,7 +215,8 @@ def run_study(
     Args:
         plan: what `load_plan` returned.
         out: folder of runs; the study goes to `<out>/studies/<id>/`.
-        run: trains one recipe (with its seed) and returns its folder; it raises what the run raises.
+        run: trains one recipe (with its seed) and returns its folder, or writes it down for a cluster to train; it
+            raises what the run raises.
         leader: whether this process writes; of several that run one study, one does.
         resume: take finished runs of the same experiment and seed from the study's earlier start.
 
@@ -242,6 +246,20 @@ def run_study(
             if leader:
                 _write(file, plan, results)
     return file
+
+
+def refresh_study(file: Path) -> None:
+    """Bring the states in study.json up to date with its run folders: jobs of a cluster write only into those."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for arm in content["arms"]:
+        arm["runs"] = [_as_it_stands(line, file.parent) for line in arm["runs"]]
+    write_atomically(file, to_json(content, indent=1) + "\n")
+
+
+def _as_it_stands(line: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if line["path"] is None or not (folder / line["path"] / "run.json").is_file():
+        return line
+    return _line(line["seed"], RunFolder.open(folder / line["path"]), folder)
 
 
 def _attempt(run: Callable[[Recipe], RunFolder], recipe: Recipe, seed: int, folder: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from anban.record.environment import commit, environment
+from anban.record import RunFolder
+from anban.record import environment as module
+from anban.record.environment import commit, environment, patch
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -38,6 +40,51 @@ def test_the_commit_and_whether_the_code_changed(code: Path) -> None:
     git(code, "checkout", "-q", "a.py")
     (code / "new.py").write_text("")
     assert commit(code) == head + "+dirty"
+
+
+def test_changed_code_is_kept_as_a_patch_that_makes_it_again(code: Path, tmp_path: Path) -> None:
+    assert patch(code) == ""
+    git(code.parent, "clone", "-q", ".", str(tmp_path / "clone"))
+    (code.parent / "beside.txt").write_text("beside the code")
+    (code / "a.py").write_text("a = 2\n")
+    (code / "new.py").write_text("b = 'ü\u2028'\nc = 3")
+    (code / "empty").mkdir()
+    (code / "weights.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "code.patch").write_text(patch(code))
+    git(tmp_path / "clone", "apply", str(tmp_path / "code.patch"))
+    made = tmp_path / "clone" / "code"
+    assert {file.name: file.read_text() for file in made.iterdir()} == {
+        "a.py": "a = 2\n",
+        "new.py": "b = 'ü\u2028'\nc = 3",
+    }
+    assert not (made.parent / "beside.txt").exists()
+
+
+def test_a_patch_that_is_too_large_names_the_files(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code / "a.py").write_text("a = 2\n" * 100)
+    (code / "new.py").write_text("b = 3\n")
+    monkeypatch.setattr(module, "PATCH_BYTES", 500)
+    lines = patch(code).splitlines()
+    assert lines[0] == "# too large to be kept; changed and new files:"
+    assert any("code/a.py" in line for line in lines)
+    assert lines[-1] == "# new.py"
+
+
+def test_a_run_keeps_the_patch_of_each_part_that_had_another(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anban.record.run.patch", lambda: patch(code))
+    monkeypatch.setattr("anban.record.run.commit", lambda: commit(code))
+    clean = RunFolder.create(tmp_path / "runs", "change/tiny", seed=0, info={"environment": {}})
+    assert not list(clean.path.glob("*.patch"))
+    (code / "a.py").write_text("a = 2\n")
+    run = RunFolder.create(tmp_path / "runs", "change/tiny", seed=0, info={"environment": {}})
+    run.resume()
+    assert [file.name for file in run.path.glob("*.patch")] == ["code.patch"]
+    (code / "a.py").write_text("a = 3\n")
+    run.resume()
+    assert "+a = 3" in (run.path / "code-3.patch").read_text()
+    assert "+a = 2" in (run.path / "code.patch").read_text()
 
 
 def test_code_that_is_not_in_git(tmp_path: Path, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:

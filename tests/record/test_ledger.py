@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loguru import logger
@@ -289,6 +290,35 @@ def test_a_row_has_the_outcome_with_its_cause_and_remedy(tmp_path: Path) -> None
         }
         Ledger(tmp_path).rebuild()
     assert RunFolder.open(old.path).info.get("outcome") is None
+
+
+def test_a_later_finished_run_of_the_same_experiment_and_seed_supersedes(tmp_path: Path) -> None:
+    def run(day: int, state: str, **info: Any) -> RunFolder:
+        made = create(tmp_path, **info)
+        made.update(state=state, started=f"2026-01-0{day}T00:00:00.000+00:00")
+        return made
+
+    failed, lost = run(1, "failed"), run(2, "running")
+    lost.update(process="another boot:1")
+    planned, alive, finished = run(3, "planned"), run(4, "running"), run(5, "finished")
+    best, newer = run(6, "finished"), run(7, "queued")
+    other = run(1, "failed", seed=1)
+    different = run(1, "interrupted", hash="ffff")
+    rows = {row["id"]: (row["state"], row["superseded_by"]) for row in Ledger(tmp_path).rows()}
+    for old in (failed, lost, planned):
+        assert rows[old.id] == ("superseded", best.id)
+    assert rows[alive.id][0] == "running"
+    assert [rows[run.id] for run in (finished, best, newer, other, different)] == [
+        ("finished", None),
+        ("finished", None),
+        ("queued", None),
+        ("failed", None),
+        ("interrupted", None),
+    ]
+    ledger = Ledger(tmp_path)
+    assert set(ids(ledger.rows(state="superseded"))) == {failed.id, lost.id, planned.id}
+    assert ids(ledger.rows(state="failed")) == [other.id]
+    assert ids(ledger.rows(id=newer.id)) == ids(ledger.rows(state="queued")) == [newer.id]
 
 
 def test_the_runs_of_one_experiment_are_found_by_hash_and_seed(tmp_path: Path) -> None:

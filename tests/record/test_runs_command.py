@@ -58,7 +58,7 @@ def test_list_is_aligned_text_elsewhere_than_on_a_terminal(tmp_path: Path) -> No
     for arguments in (["--out", tmp_path], ["list", "--out", tmp_path], ["--out", tmp_path, "list"]):
         heads, *rows = printed(*arguments).splitlines()
         assert heads.split()[:7] == ["id", "recipe", "state", "outcome", "seed", "started", "seconds"]
-        assert heads.split()[7:] == ["result", "of", "why"]
+        assert heads.split()[7:] == ["result", "of", "why", "job", "remark"]
         assert len(rows) == 2
         assert rows[0].endswith("loss is NaN at [red]step 3")
         assert rows[1].split()[:5] == [run.id, "change/tiny", "finished", "-", "3"]
@@ -149,6 +149,28 @@ def test_a_lost_run_is_shown_as_lost(tmp_path: Path) -> None:
     run.update(state="running", process="another boot:1")
     assert json.loads(printed("show", run.id, "--json", "--out", tmp_path))["state"] == "lost"
     assert printed("list", "--state", "lost", "--out", tmp_path).count(run.id) == 1
+
+
+def test_a_waiting_run_is_listed_with_its_job_and_a_remark_that_can_change(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "change/tiny", seed=0, info={**INFO, "remark": "later"}, state="planned")
+    assert printed("list", "--state", "planned", "--out", tmp_path).splitlines()[1].endswith("  later")
+    run.update(state="queued", job="12_3")
+    assert printed("remark", run.id, "screen: 18205", "--out", tmp_path) == ""
+    (row,) = json.loads(printed("list", "--state", "queued", "--out", tmp_path, "--json"))
+    assert (row["job"], row["remark"], row["seconds"]) == ("12_3", "screen: 18205", None)
+    assert ["remark", "screen:", "18205"] in [
+        line.split() for line in printed("show", run.id, "--out", tmp_path).splitlines()
+    ]
+    printed("remark", run.id, "", "--out", tmp_path)
+    assert RunFolder.open(run.path).info["remark"] is None
+
+
+def test_show_names_the_run_that_supersedes(tmp_path: Path) -> None:
+    failed, finished = create(tmp_path, hash="aaaa"), create(tmp_path, hash="aaaa")
+    failed.update(state="failed", started="2026-01-01T00:00:00.000+00:00")
+    shown = json.loads(printed("show", failed.id, "--json", "--out", tmp_path))
+    assert (shown["state"], shown["superseded_by"]) == ("superseded", finished.id)
+    assert "superseded_by" not in json.loads(printed("show", finished.id, "--json", "--out", tmp_path))
 
 
 def test_an_unknown_run_names_the_nearest(tmp_path: Path) -> None:
