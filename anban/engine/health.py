@@ -17,13 +17,14 @@ from typing import Any
 
 from loguru import logger
 
+from anban.engine import memory
 from anban.engine.evaluate import Evaluation
 from anban.engine.schedule import Plateau, Schedule
 from anban.errors import InputError
 from anban.tasks.contract import Diverged, Symptom, Task
 
 #: What can be wrong, the gravest first; the first three end a run. Kinds that only a task knows come last.
-KINDS = ("diverged", "out-of-memory", "error", "collapse", "gap", "rate-at-floor", "stagnation")
+KINDS = ("diverged", "out-of-memory", "error", "non-finite", "collapse", "gap", "rate-at-floor", "stagnation")
 HEALTHY = "healthy"
 
 #: A score stagnates when it has not risen in so many validations, and not in so large a part of the run so far.
@@ -38,7 +39,8 @@ _OUT_OF_MEMORY = re.compile(
     r"|insufficient shared memory|killed by signal: Killed",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGTP]?i?B)", re.IGNORECASE)
+_WORKER = re.compile(r"DataLoader worker .*exited unexpectedly")
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,9 @@ def _shown(task: Task, value: float) -> str:
 # At an early end ----------------------------------------------------------------------------------------------------
 
 
-def diagnosed(error: BaseException, why: str, config: Mapping[str, Any], peak_mb: float) -> Symptom:
+def diagnosed(
+    error: BaseException, why: str, config: Mapping[str, Any], peak_mb: float, parameters: int = 0
+) -> Symptom:
     """What ended a run.
 
     Args:
@@ -272,6 +276,7 @@ def diagnosed(error: BaseException, why: str, config: Mapping[str, Any], peak_mb
         why: what is recorded as the reason; with several processes it may be another one's.
         config: the recipe's.
         peak_mb: the most memory that was in use, in MB.
+        parameters: of the network that is evaluated; 0 where it was not built.
     """
     if isinstance(error, Diverged) or f"{Diverged.__name__}: " in why:
         rate = (config.get("optimizer") or {}).get("lr")
@@ -281,29 +286,50 @@ def diagnosed(error: BaseException, why: str, config: Mapping[str, Any], peak_mb
                        f"Lower optimizer.lr{f' (now {rate:g})' if rate else ''}, lengthen schedule.warmup or set "
                        "train.clip_norm, in a new run: --resume repeats the steps after the last checkpoint exactly.")  # fmt: skip
     if _OUT_OF_MEMORY.search(why):
-        return _out_of_memory(why, config, peak_mb)
+        return _out_of_memory(why, config, peak_mb, parameters)
+    first = f"{(why or type(error).__name__).splitlines()[0].rstrip('.')}."
+    resumes = "anban run --resume goes on from the last checkpoint."
+    if _WORKER.search(why):
+        return Symptom("error", "a data-loading process ended", f"{first} Most often the system has ended it because main "
+                       "memory ran out (its log says so, see dmesg).",
+                       f"Set fewer machine.workers (now {(config.get('machine') or {}).get('workers')}); {resumes}")  # fmt: skip
+    if _DISK_FULL.search(why):
+        return Symptom("error", "the disk is full", first,
+                       f"Free some space (machine.keep_last bounds the checkpoints that are kept); {resumes}")  # fmt: skip
     do = (isinstance(error, InputError) and error.do) or "the stack is in log.txt"
-    return Symptom("error", "the run ended with an error", f"{(why or type(error).__name__).splitlines()[0].rstrip('.')}.",
-                   f"{do[0].upper()}{do[1:]}; anban run --resume goes on from the last checkpoint.")  # fmt: skip
+    return Symptom("error", "the run ended with an error", first, f"{do[0].upper()}{do[1:]}; {resumes}")
 
 
-def _out_of_memory(why: str, config: Mapping[str, Any], peak_mb: float) -> Symptom:
+def _out_of_memory(why: str, config: Mapping[str, Any], peak_mb: float, parameters: int) -> Symptom:
     train, machine, model = (config.get(name) or {} for name in ("train", "machine", "model"))
-    asked = _ASKED.search(why)
+    asked = memory.asked_for(why)
     size, accumulate = train.get("batch_size", 1), train.get("accumulate", 1)
-    parts = next((n for n in range(accumulate + 1, size + 1) if size % n == 0), None)
+    kept = (
+        3 if (config.get("optimizer") or {}).get("name") == "sgd" else 4
+    )  # weight, gradient, moments; 4 bytes each
+    fits = memory.samples_that_fit(why, size // accumulate, 4.0 * kept * parameters)
+    parts = next(
+        (n for n in range(accumulate + 1, size + 1) if size % n == 0 and size // n <= (fits or size)), None
+    )
     cures = [
-        f"train.accumulate={parts} (micro-batches of {size // parts})" if parts else "smaller pictures",
+        f"train.accumulate={parts} (micro-batches of {size // parts})"
+        if parts and fits != 0
+        else "smaller pictures",
         f"a smaller train.batch_size (now {size})",
         "train.precision=bf16" if train.get("precision") == "fp32" else None,
         _smaller_network(model),
         f"a smaller machine.eval_batch (now {machine.get('eval_batch')}) if it was in an evaluation",
         f"fewer machine.workers (now {machine['workers']})" if machine.get("workers") else None,
     ]
+    bound = (
+        ""
+        if fits is None
+        else f" By these figures at most {fits} of {size // accumulate} samples fit at once."
+    )
     return Symptom("out-of-memory", f"out of memory: {why.splitlines()[0]}",
                    f"A step of {size} samples in {accumulate} part{'' if accumulate == 1 else 's'}, or an evaluation, "
-                   f"needs more memory than there is: {_amount(asked) if asked else 'more'} was asked for when up to "
-                   f"{peak_mb * 1e6 / 2**30:.2f} GiB had been in use.",
+                   f"needs more memory than there is: {f'{asked / 2**30:.2f} GiB' if asked else 'more'} was asked for when "
+                   f"up to {peak_mb * 1e6 / 2**30:.2f} GiB had been in use.{bound}",
                    f"Try, in a new run, {', '.join(cure for cure in cures if cure)}; once more memory is free, anban run "
                    "--resume goes on from the last checkpoint.")  # fmt: skip
 
@@ -312,8 +338,3 @@ def _smaller_network(model: Mapping[str, Any]) -> str:
     keys = [key for key in model if re.search("depth|dim|width|channels", key)]
     told = ", ".join(f"model.{key} (now {model[key]})" for key in keys)
     return f"a smaller network: {told}" if told else "a smaller network (its depths and dims)"
-
-
-def _amount(asked: re.Match[str]) -> str:
-    number, unit = asked.groups()
-    return f"{int(number) / 2**30:.2f} GiB" if unit == "bytes" else f"{number} {unit}"

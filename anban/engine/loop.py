@@ -6,12 +6,10 @@ Everything random in step N is drawn from generators set by (seed, N), and the s
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,51 +19,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, Subset
 
 from anban.data.draws import derive, seed_everything
-from anban.engine import checkpoint, memory, parallel
+from anban.engine import checkpoint, faults, memory, parallel
 from anban.engine.evaluate import Evaluation, evaluate
-from anban.engine.health import Health
+from anban.engine.journal import Journal
 from anban.engine.progress import Progress
 from anban.engine.schedule import Schedule
 from anban.engine.settings import Machine, Train
+from anban.engine.state import Progressed
 from anban.engine.stop import Interrupted
 from anban.engine.stream import StepSampler, batches, to_device
+from anban.engine.sync_norm import synchronise
 from anban.engine.update import GRADIENT_NORM, Updater
 from anban.errors import InputError
 from anban.record import RunFolder
 from anban.tasks.contract import Diverged, Task
-
-
-@dataclass
-class Progressed:
-    """Where a run stands; all of it is kept in the checkpoint.
-
-    Attributes:
-        step: optimiser steps done.
-        seconds: wall time of training so far, over all its parts.
-        waited: part of it spent waiting for data.
-        window: losses since the last logged line.
-        best: step, score name and value of the best validation.
-        last_rise: step at which the validation score last rose.
-        rate_changed: step at which the learning rate last changed; `rate_changes` lists them for schedules that
-            change it only now and then.
-        health: what has gone wrong, and what its watch remembers.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    window: list[float] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    last_rise: int | None = None
-    rate_changed: int | None = None
-    rate_changes: list[int] = field(default_factory=list)
-    health: Health = field(default_factory=Health)
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> Progressed:
-        """From a checkpoint; one written before runs had a health has none."""
-        known = {key: value for key, value in state.items() if key in cls.__dataclass_fields__}
-        return cls(**known | {"health": Health.restored(state["health"]) if "health" in state else Health()})
 
 
 class Loop:
@@ -95,12 +62,20 @@ class Loop:
         samples = len(self.data)  # type: ignore[arg-type]
         self.total = train.total_steps(samples)
         self.per_epoch = train.steps_per_epoch(samples)
-        share = min(train.batch_size, samples)
-        if share % parallel.world():
-            raise InputError(f"A batch of {share} cannot be shared by {parallel.world()} processes.",
-                             where="train.batch_size", expected=f"a multiple of {parallel.world()}")  # fmt: skip
+        share, parts = min(train.batch_size, samples), parallel.world() * train.accumulate
+        if parallel.world() > 1 and (share < parts or (share == train.batch_size and share % parts)):
+            raise InputError(f"A batch of {share} cannot be shared by {parallel.world()} processes, "
+                             f"each in {train.accumulate} equal parts.",
+                             where="train.batch_size", expected=f"a multiple of {parts}")  # fmt: skip
+        self.rolls_back = train.non_finite == "roll-back"
+        if self.rolls_back and parallel.world() > 1:
+            raise InputError("Several processes cannot go back together.", where="train.non_finite",
+                             expected="stop or skip, or one process")  # fmt: skip
         self.updater = Updater(task.optimizers, train, device)
         self.peaks = {n: [group["lr"] for group in o.param_groups] for n, o in task.optimizers.items()}
+        if train.sync_batch_norm:
+            for module in task.modules.values():
+                synchronise(module, device)
         task.forward = {name: parallel.wrap(module, device) for name, module in task.modules.items()}
         self.average: AveragedModel | None = None
         if train.ema is not None:
@@ -110,7 +85,8 @@ class Loop:
         self.validates = task.has_split("val")
         self.validation_data = task.evaluation_data("val") if self.validates else None
         self.training_samples = self._training_samples()
-        self.board: Any = None
+        self.journal = Journal(run, self.total, self.per_epoch, device)
+        self._saved: int | None = None  # the step of last.pt
         self._pending: list[tuple[int, dict[str, torch.Tensor]]] = []
 
     @property
@@ -125,63 +101,82 @@ class Loop:
 
         Raises:
             Interrupted: `stop` said so; the run can be resumed.
-            Diverged: a loss, a gradient or a weight became infinite or not a number.
+            Diverged: a loss, a gradient or a weight became infinite or not a number, and `train.non_finite` is `stop`, or
+                its other way did not help.
         """
+        memory.reset_peak(self.device)
+        if self.rolls_back and self.done.step == 0:
+            self.save(checkpoint.ROLL_BACK)
+        while True:
+            try:
+                with self.journal.open(self.done) as progress:
+                    self._steps(progress)
+                return
+            except Diverged as error:
+                self._roll_back(error)
+
+    def _steps(self, progress: Progress) -> None:
         eval_every = self.settings.eval_every or self.per_epoch
         save_every = self.machine.checkpoint_every or eval_every
-        memory.reset_peak(self.device)
-        with self._open() as progress:
-            stream = self._stream()
-            while self.done.step < self.total:
-                begun = time.perf_counter()
-                micro_batches = [to_device(part, self.device) for part in next(stream)]
-                ready = time.perf_counter()
-                step = self.task.step = self.done.step
-                self._set_rates(step)
-                seed_everything(derive(self.seed, "step", step, parallel.rank()))
-                for module in self.task.modules.values():
-                    if not module.training:
-                        module.train()
+        stream = self._stream()
+        while self.done.step < self.total:
+            begun = time.perf_counter()
+            micro_batches = [to_device(part, self.device) for part in next(stream)]
+            ready = time.perf_counter()
+            step = self.task.step = self.done.step
+            self._set_rates(step)
+            seed_everything(derive(self.draws, "step", step, parallel.rank()))
+            for module in self.task.modules.values():
+                if not module.training:
+                    module.train()
+            try:
                 values = self.updater.apply(self.task, micro_batches)
                 if self.average is not None:
                     self.average.update_parameters(self.task.modules["model"])
-                self.done.step += 1
-                self._log_step(values, progress)
-                self.done.waited += ready - begun
-                self.done.seconds += time.perf_counter() - begun
-                clear = {"never": 0, "epoch": self.per_epoch, "step": 1}[self.machine.clear_cache]
-                if clear and self.done.step % clear == 0:
-                    memory.clear_cache(self.device)
-                last = self.done.step == self.total
-                if self.validates and (self.done.step % eval_every == 0 or last):
+            except faults.NonFinite as fault:
+                self._skip(step + 1, fault)
+                values = {}
+            self.done.step += 1
+            self._log_step(values, progress)
+            self.done.waited += ready - begun
+            self.done.seconds += time.perf_counter() - begun
+            clear = {"never": 0, "epoch": self.per_epoch, "step": 1}[self.machine.clear_cache]
+            if clear and self.done.step % clear == 0:
+                memory.clear_cache(self.device)
+            last = self.done.step == self.total
+            if self.done.step % eval_every == 0 or last:
+                if self.validates:
                     self._validate(progress)
-                stopping = parallel.any_true(bool(self.stop()), self.device)
-                if self.done.step % save_every == 0 or last or stopping:
-                    self.save("last.pt")
-                if self.machine.keep_every and self.done.step % self.machine.keep_every == 0:
-                    self.save(f"step-{self.done.step}.pt")
-                if stopping:
-                    raise Interrupted(f"stopped after step {self.done.step} of {self.total}")
+                if self.rolls_back:
+                    self.save(checkpoint.ROLL_BACK)
+            stopping = parallel.any_true(bool(self.stop()))
+            if self.done.step % save_every == 0 or last or stopping:
+                self.save("last.pt")
+            if self.machine.keep_every and self.done.step % self.machine.keep_every == 0:
+                self.save(f"step-{self.done.step}.pt")
+            if stopping:
+                raise Interrupted(f"stopped after step {self.done.step} of {self.total}")
+
+    @property
+    def draws(self) -> int:
+        """The seed of the order of samples and of the steps' draws: the run's, another one each time it has gone back."""
+        tries = len(self.done.rolled_back)
+        return derive(self.seed, "roll-back", tries) if tries else self.seed
 
     def _stream(self) -> Iterator[list[Any]]:
-        sampler = StepSampler(
-            len(self.data),  # type: ignore[arg-type]
-            self.settings.batch_size,
-            self.seed,
-            self.done.step,
-            self.total,
-            parallel.rank(),
-            parallel.world(),
-            self.settings.accumulate,
-        )
         return batches(
             self.data,
-            sampler,
+            self._sampler(self.done.step, self.total, parallel.rank(), parallel.world()),
             self.task.collate,
             parts=self.settings.accumulate,
             workers=self.machine.workers,
             pin=self.device.type == "cuda",
         )
+
+    def _sampler(self, first: int, last: int, rank: int, world: int) -> StepSampler:
+        samples = len(self.data)  # type: ignore[arg-type]
+        size, parts = self.settings.batch_size, self.settings.accumulate
+        return StepSampler(samples, size, self.draws, first, last, rank, world, parts)
 
     def _set_rates(self, step: int) -> None:
         changed = False
@@ -196,15 +191,19 @@ class Loop:
                 self.done.rate_changes.append(step)
 
     def _log_step(self, values: dict[str, torch.Tensor], progress: Progress) -> None:
-        self._pending.append((self.done.step, values))
+        """Of the step just done; without values it was left out."""
+        if values:
+            self._pending.append((self.done.step, values))
         if self.done.step % self.machine.log_every and self.done.step != self.total:
             return
         latest = self._collect()
-        rate = next(iter(self.task.optimizers.values())).param_groups[0]["lr"]
-        mean = sum(self.done.window) / len(self.done.window)
-        self._record("train", None, {**latest, "loss": mean, "lr": rate})
-        progress.advance(self.done.step, mean, rate)
-        self.done.window.clear()
+        if self.done.window:
+            rate = next(iter(self.task.optimizers.values())).param_groups[0]["lr"]
+            mean = sum(self.done.window) / len(self.done.window)
+            told = {**(latest if values else {}), "loss": mean, "lr": rate}
+            self.journal.record(self.done.step, "train", None, told)
+            progress.advance(self.done.step, mean, rate)
+            self.done.window.clear()
 
     def _collect(self) -> dict[str, float]:
         """Fetch the values of the steps since the last call, all at once: no step waits for the device by itself.
@@ -214,23 +213,18 @@ class Loop:
         """
         if not self._pending:
             return {}
-        flat = (
-            torch.stack([v.detach().float() for _, values in self._pending for v in values.values()])
-            .cpu()
-            .tolist()
-        )
-        numbers = iter(flat)
+        flat = torch.stack([v.detach().float() for _, values in self._pending for v in values.values()])
+        numbers, pending = iter(parallel.mean(flat).tolist()), self._pending
+        self._pending = []
         latest: dict[str, float] = {}
-        for step, values in self._pending:
+        for step, values in pending:
             latest = {name: next(numbers) for name in values}
             for name, value in latest.items():
                 skipped = name == GRADIENT_NORM and self.updater.scaler.is_enabled()
                 if not math.isfinite(value) and not skipped:
-                    self._pending.clear()
-                    raise Diverged(f"the {name} is {value} at step {step} (seed {self.seed})")
+                    raise self._diverged(f"the {name} is {value}", step, latest)
             self.done.window.append(latest["loss"])
             self.done.health.hear(latest["loss"])
-        self._pending.clear()
         return latest
 
     def _check_finite(self) -> None:
@@ -238,12 +232,58 @@ class Loop:
 
         A gradient that is not finite leaves such a weight, also where the loss of its step was in order.
         """
-        self._collect()
+        latest = self._collect()
         for module in self.task.modules.values():
             if not get_total_norm(module.parameters(), norm_type=math.inf).isfinite():
                 name = next(n for n, p in module.named_parameters() if not p.isfinite().all())
-                step = self.done.step
-                raise Diverged(f"the weight {name} is not finite after step {step} (seed {self.seed})")
+                raise self._diverged(f"the weight {name} is not finite after", self.done.step, latest)
+
+    # Faults -------------------------------------------------------------------------------------------------------
+
+    def _diverged(self, what: str, step: int, values: dict[str, float]) -> Diverged:
+        """The error, once it is written down what had part in that step."""
+        place = f"{what} step {step}" if what.endswith("after") else f"{what} at step {step}"
+        samples, file = self._keep_fault(place, step, values)
+        return Diverged(f"{place} (seed {self.seed}; samples {faults.told(samples)}{file})")
+
+    def _keep_fault(self, what: str, step: int, values: dict[str, float]) -> tuple[list[dict[str, Any]], str]:
+        """The samples of a step, and in how many words the file of the fault is named."""
+        samples = faults.named(self.data, next(iter(self._sampler(step - 1, step, 0, 1))))
+        if self.run is None:
+            return samples, ""
+        tries = len(self.done.rolled_back)
+        fault = {
+            "what": what,
+            "step": step,
+            "epoch": (step - 1) / self.per_epoch,
+            "non_finite": self.settings.non_finite,
+            "seed": self.seed,
+            "tries": tries + 1,
+            "rates": {n: [group["lr"] for group in o.param_groups] for n, o in self.task.optimizers.items()},
+            "values": values,
+            "samples": samples,
+            "checkpoint": self._saved,
+        }
+        return samples, f"; {faults.keep(self.run, step, tries, fault)}"
+
+    def _skip(self, step: int, fault: faults.NonFinite) -> None:
+        self.done.skipped.append(step)
+        samples, file = self._keep_fault(str(fault), step, {})
+        told = f"{fault} (samples {faults.told(samples)}{file})"
+        self.done.health.add(faults.skipped(self.done.skipped, told), step)
+        in_a_row = self.done.skipped[-faults.MOST_SKIPPED :]
+        if len(in_a_row) == faults.MOST_SKIPPED == step - in_a_row[0] + 1:
+            raise Diverged(f"{faults.MOST_SKIPPED} steps in a row were left out; at step {step} {told}")
+
+    def _roll_back(self, error: Diverged) -> None:
+        """Go back to the last validation, to go on from there with other draws; where that is no help raise the error."""
+        tries = [*self.done.rolled_back, self.done.step]
+        if not self.rolls_back or self.run is None or len(tries) > faults.MOST_ROLLED_BACK:
+            raise error
+        self._pending = []
+        self.restore(checkpoint.load(self.run.checkpoints / checkpoint.ROLL_BACK, self.device))
+        self.done.rolled_back = tries
+        self.done.health.add(faults.rolled_back(tries, self.done.step, str(error)), self.done.step)
 
     # Validation and checkpoints ---------------------------------------------------------------------------------
 
@@ -276,18 +316,19 @@ class Loop:
             }
             self.done.last_rise = self.done.step
             self.save("best.pt")
-        self._record("val", result.protocol, result.scores)
+        self.journal.record(self.done.step, "val", result.protocol, result.scores)
         self._examine(result)
-        self._pictures(result)
+        self.journal.pictures(self.task, result, self.done.step)
         progress.validated(self.done.step, result.scores.get(self.task.select), self.done.best, self.task)
-        self._report(time.perf_counter() - begun)
+        self.done.seconds += time.perf_counter() - begun
+        self.journal.report(self.done)
 
     def _examine(self, result: Evaluation) -> None:
         trained = None
         if self.training_samples is not None:
             scores = self.evaluate("train", result.protocol, [], self.training_samples).scores
             trained = scores.get(self.task.select)
-            self._record("train-samples", result.protocol, {self.task.select: trained})
+            self.journal.record(self.done.step, "train-samples", result.protocol, {self.task.select: trained})
         self.done.health.validated(
             self.done.step,
             self.task,
@@ -344,10 +385,14 @@ class Loop:
                 "progress": asdict(self.done),
             }
         checkpoint.save(self.run.checkpoints / name, state)
+        if name == "last.pt":
+            self._saved = self.done.step
+        if name.startswith("step-") and self.machine.keep_last is not None:
+            for old in checkpoint.kept(self.run.checkpoints)[self.machine.keep_last :]:
+                old.unlink()
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of this run."""
-        state = checkpoint.load(path, self.device)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a checkpoint of this run."""
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizer in self.task.optimizers.items():
@@ -357,63 +402,4 @@ class Loop:
         self.schedule.load_state_dict(state["schedule"])
         self.updater.scaler.load_state_dict(state["scaler"])
         self.done = Progressed.restored(state["progress"])
-
-    # What is written down ---------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[Progress]:
-        if self.run is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(
-                str(self.run.path), purge_step=self.done.step + 1 if self.done.step else None
-            )
-        try:
-            with Progress(self.total, self.done.step, shown=self.run is not None) as progress:
-                yield progress
-        finally:
-            if self.board is not None:
-                self.board.close()
-            self._report(0.0)
-
-    def _record(self, split: str, protocol: str | None, values: dict[str, float | None]) -> None:
-        if self.run is None:
-            return
-        step, epoch = self.done.step, self.done.step / self.per_epoch
-        self.run.log_metrics(step, round(epoch, 6), split, protocol, values)
-        for name, value in values.items():
-            if value is not None and self.board is not None:
-                self.board.add_scalar(f"{split}/{name}", value, step)
-
-    def _pictures(self, result: Evaluation) -> None:
-        if self.board is None:
-            return
-        for index, prediction in result.shown:
-            picture = self.task.picture(result.split, index, prediction)
-            if picture is not None:
-                self.board.add_image(f"{result.split}/{index}", picture, self.done.step, dataformats="HWC")
-
-    def _report(self, evaluated: float) -> None:
-        """Bring run.json up to date."""
-        self.done.seconds += evaluated
-        if self.run is None:
-            return
-        done, steps = self.done, max(1, self.done.step)
-        self.run.update(
-            progress={
-                "step": done.step,
-                "steps": self.total,
-                "epoch": round(done.step / self.per_epoch, 4),
-                "best": done.best,
-                "last_rise": done.last_rise,
-                "rate_changed": done.rate_changed,
-                "rate_changes": done.rate_changes,
-            },
-            time={
-                "seconds_per_step": done.seconds / steps,
-                "seconds_per_epoch": done.seconds / steps * self.per_epoch,
-                "data_wait_share": done.waited / done.seconds if done.seconds else 0.0,
-                "peak_memory_mb": memory.peak_mb(self.device),
-            },
-            **done.health.told(),
-        )
+        self._saved = self.done.step

@@ -14,7 +14,7 @@ import math
 import re
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -153,10 +153,13 @@ def profile(
     }
 
 
-def levels(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[dict[str, Any]]:
+def levels(
+    model: nn.Module, inputs: tuple[Tensor, ...], parts: Mapping[str, nn.Module] | None = None
+) -> list[dict[str, Any]]:
     """What each part of the network puts out: `part` (its name) and `shapes`, in the order of the calls.
 
-    Parts are the network's direct children; of a list or dict of modules, its members.
+    Args:
+        parts: by their names; by default the network's `children`.
     """
     seen: list[dict[str, Any]] = []
 
@@ -168,7 +171,9 @@ def levels(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[dict[str, Any]]
         return hook
 
     was_training = model.training
-    hooks = [part.register_forward_hook(note(name)) for name, part in _parts(model)]
+    hooks = [
+        part.register_forward_hook(note(name)) for name, part in (parts or dict(children(model))).items()
+    ]
     try:
         with torch.no_grad():
             model.eval()(*inputs)
@@ -179,10 +184,11 @@ def levels(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[dict[str, Any]]
     return seen
 
 
-def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The direct children of a module with their names; of a list or dict of modules, its members."""
     for name, part in module.named_children():
         if isinstance(part, nn.ModuleList | nn.ModuleDict):  # never called themselves
-            yield from _parts(part, f"{prefix}{name}.")
+            yield from children(part, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", part
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -86,6 +85,15 @@ def place(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Mo
     return module
 
 
+def plan(recipe: Recipe, out: Path, *, remark: str | None = None) -> RunFolder:
+    """Write a run down for later, in the state `planned`; `execute(..., resume=...)` begins it in that folder."""
+    run = RunFolder.create(
+        out, recipe.id, seed=recipe.config["seed"], info=_identity(recipe, remark), state="planned"
+    )
+    run.write_recipe(recipe.to_yaml())
+    return run
+
+
 def execute(
     recipe: Recipe,
     out: Path,
@@ -101,7 +109,7 @@ def execute(
         out: folder of runs; the run goes to `<out>/<recipe id>/<run id>`.
         device: `cpu` or `cuda`; None takes a GPU if there is one.
         remark: a word of the user's on this run, kept in its record.
-        resume: the folder of an unfinished run of this recipe to go on with.
+        resume: the folder of an unfinished run of this recipe to go on with, or of one that was only planned.
 
     Raises:
         InputError: the data cannot be used; the run's row says why.
@@ -110,19 +118,20 @@ def execute(
     """
     target = parallel.start(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     run = None
-    if parallel.rank() == 0:
-        run = resume or RunFolder.create(
-            out, recipe.id, seed=recipe.config["seed"], info=_identity(recipe, remark)
-        )
-    path = Path(parallel.share(str(run.path) if run else ""))
     with contextlib.ExitStack() as stack:
-        if run is not None:
+        if parallel.rank() == 0:
+            resume = resume or _begun(recipe, out)
+            run = resume or RunFolder.create(
+                out, recipe.id, seed=recipe.config["seed"], info=_identity(recipe, remark)
+            )
             stack.enter_context(run.lock())
+            for stale in run.path.glob("failed-rank*.txt"):
+                stale.unlink()
+        path = Path(parallel.share(str(run.path) if run else ""))
+        processes = parallel.processes()
         try:
             with stop_signal() as stop:
                 if run is not None:
-                    for stale in path.glob("failed-rank*.txt"):
-                        stale.unlink()
                     if resume is not None:
                         run.resume(
                             hash=recipe.hash,
@@ -136,10 +145,18 @@ def execute(
                 _train_and_evaluate(recipe, target, run, path, stop)
         except BaseException as error:
             setattr(error, "run", path)  # noqa: B010 - a study lists the folder of a failed run as well
-            if run is not None:
-                _ended_early(run, error, recipe.config, memory.peak_mb(target))
-            else:
-                (path / f"failed-rank{parallel.rank()}.txt").write_text(_why(error), encoding="utf-8")
+            interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+            why = str(error) or "stopped by the user" if interrupted else _why(error)
+            if parallel.world() > 1 and not interrupted:
+                why = parallel.first_failure(error, why, path, processes)
+                if run is None and parallel.is_gone(processes[0]):  # which keeps the record
+                    RunFolder.open(path).finish("failed", why)
+            if run is not None and interrupted:
+                run.finish("interrupted", why)
+            elif run is not None:
+                _failed(run, error, why, recipe.config, memory.peak_mb(target))
+            if parallel.left(error):
+                raise SystemExit(1) from error  # whoever failed has said why
             raise
         if run is not None:
             run.finish("finished")
@@ -153,6 +170,8 @@ def _train_and_evaluate(
     used.clear()
     task = make_task(recipe)
     data = task.check_data()
+    for text in data.get("warnings") or []:
+        logger.warning(f"the data: {text}")
     if run is not None:
         known = (run.info.get("data") or {}).get("fingerprint")
         if known not in (None, data.get("fingerprint")):
@@ -163,9 +182,9 @@ def _train_and_evaluate(
     parameters = sum(p.numel() for p in task.modules["model"].parameters())
     if run is not None:
         run.update(model={"name": config.get("model", {}).get("name"), "parameters": parameters})
-    last = path / "checkpoints" / "last.pt"
-    if last.is_file():
-        loop.restore(last)
+    state = checkpoint.newest(path / "checkpoints", device)
+    if state is not None:
+        loop.restore(state)
         if loop.done.step > loop.total:
             raise InputError(f"The run has done {loop.done.step} steps already.", where=path,
                              expected=f"a length of at least that, not {loop.total}")  # fmt: skip
@@ -221,7 +240,7 @@ def _identity(recipe: Recipe, remark: str | None) -> dict[str, Any]:
         "base": recipe.base,
         "difference": recipe.difference,
         "remark": remark,
-        "job": os.environ.get("SLURM_JOB_ID"),
+        "launch": parallel.launch(),
         "command": shlex.join(["anban", *sys.argv[1:]]),
     }
 
@@ -230,19 +249,12 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _ended_early(run: RunFolder, error: BaseException, config: dict[str, Any], peak_mb: float) -> None:
-    if isinstance(error, Interrupted | KeyboardInterrupt):
-        run.finish("interrupted", str(error) or "stopped by the user")
-        return
+def _failed(run: RunFolder, error: BaseException, why: str, config: dict[str, Any], peak_mb: float) -> None:
     logger.opt(exception=None if isinstance(error, InputError) else error).debug("the run ended early")
-    others = [
-        f"{file.stem}: {file.read_text(encoding='utf-8')}"
-        for file in sorted(run.path.glob("failed-rank*.txt"))
-    ]
-    why = "; ".join(others) or _why(error)
     health = Health([Finding(**finding) for finding in run.info.get("findings") or []])
     step = (run.info.get("progress") or {}).get("step") or 0
-    health.add(diagnosed(error, why, config, peak_mb), step)
+    parameters = (run.info.get("model") or {}).get("parameters") or 0
+    health.add(diagnosed(error, why, config, peak_mb, parameters), step)
     run.finish("failed", why, **health.told())
 
 
@@ -252,6 +264,14 @@ def _why(error: BaseException) -> str:
 
 
 # Going on with a run --------------------------------------------------------------------------------------------
+
+
+def _begun(recipe: Recipe, out: Path) -> RunFolder | None:
+    """The run that this launch of torchrun has begun, where it has started the processes anew; else None."""
+    rows = Ledger(out).rows(hash=recipe.hash, seed=recipe.config["seed"]) if parallel.restarted() else []
+    folders = (out / str(row["path"]) for row in rows)
+    runs = (RunFolder.open(folder) for folder in folders if (folder / "run.json").is_file())
+    return next((run for run in runs if run.info.get("launch") == parallel.launch()), None)
 
 
 def open_run(path: Path, overrides: list[str]) -> tuple[RunFolder, Recipe]:
@@ -286,9 +306,9 @@ def _means(recipe: Recipe) -> set[str]:
 
 
 def latest_unfinished(recipe: Recipe, out: Path) -> Path | None:
-    """The newest run of this very experiment and seed that has not finished, or None."""
+    """The newest run of this very experiment and seed that has not finished and is not superseded, or None."""
     for row in Ledger(out).rows(hash=recipe.hash, seed=recipe.config["seed"]):
         folder = out / str(row["path"])
-        if row["state"] != "finished" and (folder / "run.json").is_file():
+        if row["state"] not in ("finished", "superseded") and (folder / "run.json").is_file():
             return folder
     return None

@@ -19,13 +19,19 @@ class Train:
         iterations: optimiser steps; give this or `epochs`.
         epochs: passes over the training split; the last incomplete batch of a pass is dropped.
         batch_size: samples per optimiser step, over all processes and accumulated micro-batches together, so that
-            neither of the two changes it (losses and normalisation that look at a whole batch still see their share).
+            neither of the two changes it (losses that look at a whole batch still see their share, and batch norms
+            see `sync_batch_norm`).
         accumulate: micro-batches per step (memory divided by this).
         precision: fp32, or autocast to bf16 or fp16 (fp16 with loss scaling).
         clip_norm: largest L2 norm of the gradient of each optimiser's parameters; null does not clip.
+        sync_batch_norm: with several processes, batch norms see the samples of all of them (of a micro-batch, where there
+            are several), as one process would; false leaves each process its share, with the statistics of the first kept.
         ema: decay of an exponential moving average of the weights, which is then what is evaluated; null for none.
         eval_every: optimiser steps between validations; null validates once per epoch.
         validate: name of the protocol used for validation while training.
+        non_finite: what a loss or gradient that is infinite or not a number does. `stop` ends the run at the next logged
+            loss and costs nothing before; `skip` leaves the whole step out (and waits for the device in every step to
+            know); `roll-back` goes back to the last validation and on with other draws, three times at the most.
     """
 
     iterations: Count | None = None
@@ -34,9 +40,11 @@ class Train:
     accumulate: Count = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip_norm: Positive | None = None
+    sync_batch_norm: bool = False
     ema: Annotated[float, Interval(gt=0, lt=1)] | None = None
     eval_every: Count | None = None
     validate: str = "whole"
+    non_finite: Literal["stop", "skip", "roll-back"] = "stop"
 
     def __post_init__(self) -> None:
         if (self.iterations is None) == (self.epochs is None):
@@ -65,7 +73,9 @@ class Machine:
         workers: data-loading processes; 0 loads in the training process.
         log_every: steps between lines of training loss.
         checkpoint_every: steps between writes of `last.pt`; null writes it with each validation.
-        keep_every: steps between checkpoints that are kept as `step-N.pt`; null keeps none.
+        keep_every: steps between checkpoints that are kept as `step-N.pt`, beside `last.pt` and `best.pt`; null keeps
+            none.
+        keep_last: how many of these are kept, the latest ones; null keeps all.
         eval_batch: samples per evaluation batch (those of one size together).
         images: validation samples shown in TensorBoard.
         train_samples: training samples scored with each validation (at most as many as that has), to see a gap between
@@ -81,6 +91,7 @@ class Machine:
     log_every: Count = 10
     checkpoint_every: Count | None = None
     keep_every: Count | None = None
+    keep_last: Count | None = None
     eval_batch: Count = 8
     images: Annotated[int, Ge(0)] = 3
     train_samples: Annotated[int, Ge(0)] = 8

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, or a cluster's SIGTERM."""
+"""Being asked to stop: Ctrl-C, or the signals a cluster sends before it takes a machine away."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# SIGUSR1 and SIGUSR2 are what schedulers are told to send before a time limit (sbatch --signal).
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+
 
 class Interrupted(Exception):
     """Someone asked the run to stop; everything up to the last finished step is in `last.pt`."""
@@ -15,7 +20,11 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C or a termination came; a second Ctrl-C stops at once."""
+    """A function that says whether one of SIGNALS came; a second Ctrl-C stops at once.
+
+    Raises:
+        Interrupted: the same SIGTERM ended a process that loads data before this one could stop by itself.
+    """
     asked = threading.Event()
 
     def ask(number: int, _: Any) -> None:
@@ -26,9 +35,13 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
         yield asked.is_set
+    except RuntimeError as error:
+        if asked.is_set() and "DataLoader worker" in str(error):
+            raise Interrupted("stopped while data were loaded") from error
+        raise
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -5,7 +5,9 @@ There is no position to store and nothing to replay: a resumed run asks for step
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anban.data.draws import derive
+from anban.errors import InputError
 
 
 def order(samples: int, seed: int, epoch: int) -> list[int]:
@@ -67,9 +70,33 @@ def _context() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-def _collate_parts(samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any], parts: int) -> list[Any]:
+class _Guarded(Dataset[Any]):
+    """A data set that hands over what it refuses: raised in a worker, it would arrive as the text of a traceback."""
+
+    def __init__(self, dataset: Dataset[Any]):
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except InputError as error:
+            return error
+
+
+def _collate_parts(
+    samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any], parts: int
+) -> list[Any] | InputError:
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
     size = -(-len(samples) // parts)
     return [collate(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+
+def _accepted(batch: list[Any] | InputError) -> list[Any]:
+    if isinstance(batch, InputError):
+        raise batch
+    return batch
 
 
 def batches(
@@ -81,9 +108,13 @@ def batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[list[Any]]:
-    """For each entry of the sampler, its samples as `parts` micro-batches."""
+    """For each entry of the sampler, its samples as `parts` micro-batches.
+
+    Raises:
+        InputError: of the data set, about a sample that cannot be read; wherever it was met.
+    """
     loader: DataLoader[Any] = DataLoader(
-        dataset,
+        _Guarded(dataset),
         batch_sampler=sampler,
         collate_fn=partial(_collate_parts, collate=collate, parts=parts),
         num_workers=workers,
@@ -91,7 +122,24 @@ def batches(
         persistent_workers=workers > 0,
         multiprocessing_context=_context() if workers else None,
     )
-    return iter(loader)
+    with _spared():
+        return map(_accepted, iter(loader))
+
+
+@contextlib.contextmanager
+def _spared() -> Iterator[None]:
+    """Processes started here do not hear SIGUSR1 and SIGUSR2.
+
+    A scheduler sends them to every process of a job, and the one that trains still needs its loaders to end in order.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no such signals either
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

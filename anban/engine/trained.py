@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,28 @@ def load_trained(path: Path, overrides: list[str], device: str | None = None) ->
     return Trained(recipe, task, model.eval(), file.stem, run, target)
 
 
-def evaluate_trained(trained: Trained, protocols: list[str], split: str) -> list[dict[str, Any]]:
+def evaluate_trained(
+    trained: Trained,
+    protocols: list[str],
+    split: str,
+    *,
+    results: Path | None = None,
+    pictures: Path | None = None,
+) -> list[dict[str, Any]]:
     """Scores under each protocol, each with the stamp that says how it was measured.
 
     Scores on the run's own data join its record; on other data they are only returned.
+
+    Args:
+        results: a JSON file for what was found in each sample, see `Task.results`; for a single protocol.
+        pictures: a folder for the pictures of every sample that the task draws.
+
+    Raises:
+        InputError: unusable data, or results of several protocols.
     """
+    if results is not None and len(protocols) != 1:
+        raise InputError(f"The results of {len(protocols)} protocols do not go into one file.", where=results,
+                         do="name one protocol")  # fmt: skip
     task, run = trained.task, trained.run
     data = task.check_data()
     known = ((run.info.get("data") or {}) if run is not None else {}).get("fingerprint")
@@ -94,7 +112,15 @@ def evaluate_trained(trained: Trained, protocols: list[str], split: str) -> list
             precision=trained.recipe.config["train"]["precision"],
             batch=trained.recipe.config["machine"]["eval_batch"],
             workers=trained.recipe.config["machine"]["workers"],
+            dataset=(dataset := task.evaluation_data(split)),
+            shown=range(len(dataset)) if pictures is not None else (),  # type: ignore[arg-type]
         )
+        if results is not None:
+            results.parent.mkdir(parents=True, exist_ok=True)
+            found = json.dumps(task.results(split, result.records), ensure_ascii=False)
+            results.write_text(found, encoding="utf-8")
+        if pictures is not None:
+            task.draw(pictures / stamp["name"], split, result.shown, stamp["name"])
         rows.append({"protocol": stamp, "checkpoint": trained.which, "data": data["fingerprint"],
                      "images": len(result.records), "scores": result.scores})  # fmt: skip
         if run is not None:

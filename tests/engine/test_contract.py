@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from anban.data.draws import derive, drawing_from
+from anban.engine import checkpoint
 from anban.engine.loop import Loop
 from anban.engine.optim import adam, sgd
 from anban.engine.schedule import Poly
@@ -128,7 +129,7 @@ def test_two_optimisers_train_and_resume_exactly(tmp_path: Path, precision: Any)
     with pytest.raises(Exception, match="stopped after step 5"):
         first.train()
     second = loop(part, 8, precision)
-    second.restore(part.checkpoints / "last.pt")
+    second.restore(checkpoint.load(part.checkpoints / "last.pt"))
     second.train()
 
     def told(run: RunFolder) -> list[tuple[Any, ...]]:

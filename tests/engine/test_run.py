@@ -17,7 +17,8 @@ import torch
 
 from anban.engine import checkpoint
 from anban.engine.loop import Diverged, Interrupted, Loop
-from anban.engine.run import execute, latest_unfinished, make_task, open_run, prepare
+from anban.engine.run import execute, latest_unfinished, make_task, open_run, plan, prepare
+from anban.engine.stop import stop_signal
 from anban.engine.trained import evaluate_trained, load_trained
 from anban.errors import InputError
 from anban.recipe import load_recipe
@@ -151,6 +152,54 @@ def test_stopping_keeps_the_last_step(
     path = next(tmp_path.glob("change/*/*/run.json")).parent
     assert RunFolder.open(path).info["state"] == "interrupted"
     assert checkpoint.load(path / "checkpoints" / "last.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_schedulers_signal_is_heard_like_ctrl_c(number: int) -> None:
+    before = signal.getsignal(number)
+    with stop_signal() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+    assert signal.getsignal(number) is before
+
+
+def fail(message: str, *, stopped: bool) -> None:
+    with stop_signal():
+        if stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError(message)
+
+
+def test_a_signal_that_ends_the_loaders_first_is_no_failure() -> None:
+    """SIGTERM goes to all processes of a job."""
+    gone = "DataLoader worker (pid 7) is killed by signal: Terminated. "
+    with pytest.raises(Interrupted, match="while data were loaded"):
+        fail(gone, stopped=True)
+    with pytest.raises(RuntimeError, match="pid 7"):
+        fail(gone, stopped=False)
+    with pytest.raises(RuntimeError, match="memory"):
+        fail("out of memory", stopped=True)
+
+
+def test_a_planned_run_begins_in_its_folder(
+    finished: RunFolder, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(RECIPE, tiny)
+    planned = plan(recipe, tmp_path, remark="tonight, on the left")
+    before = dict(planned.info)
+    assert before["state"] == "planned"
+    assert latest_unfinished(recipe, tmp_path) == planned.path
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run, stored = open_run(planned.path, [])
+    ended = execute(stored, tmp_path, device="cpu", resume=run)
+    assert ended.path == planned.path
+    assert numbers(ended) == numbers(finished)
+    assert (ended.info["hash"], ended.info["difference"]) == (before["hash"], before["difference"])
+    assert [ended.info[key] for key in ("state", "remark", "job")] == ["finished", before["remark"], "7"]
+    assert ended.info["started"] > before["started"]
+    assert "resumed" not in ended.info
+    assert Ledger(tmp_path).rows()[0]["remark"] == "tonight, on the left"
 
 
 def test_only_the_length_of_a_run_may_change(finished: RunFolder, tiny: list[str]) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from anban.engine.settings import Train
@@ -44,3 +48,29 @@ def test_lengths() -> None:
     for wrong in ({}, {"iterations": 1, "epochs": 1}, {"iterations": 1, "batch_size": 4, "accumulate": 3}):
         with pytest.raises(InputError, match="train"):
             Train(**wrong)
+
+
+SIGNALLED = """
+import os, signal
+from anban.engine.stream import batches
+
+class Numbers:
+    def __getitem__(self, index):
+        return index
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    stream = batches(Numbers(), [[i] for i in range(40)], list, workers=1)
+    first = next(stream)
+    os.killpg(0, signal.SIGUSR2)
+    print(sum(batch[0][0] for batch in (first, *stream)))
+"""
+
+
+def test_loaders_survive_the_signal_that_a_scheduler_sends_to_all(tmp_path: Path) -> None:
+    script = tmp_path / "signalled.py"  # a file: the loading process imports it
+    script.write_text(SIGNALLED)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, start_new_session=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "780\n"), done.stderr
