@@ -25,6 +25,8 @@ NAMES = (
     "networks",
     "official",
     "official_segmentation",
+    "detection",
+    "attention",
     "ssm_cpu",
     "ssm_gpu",
 )

@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +35,7 @@ from anban.record.environment import commit
 from anban.ssm.scan import selective_scan
 from anban.tasks.change.models.vss import Blocks
 from benchmarks.networks import Network
-from benchmarks.timing import Findings, Row, Unavailable, interleave, line, megabytes, row, seconds
+from benchmarks.timing import Findings, Row, Unavailable, interleave, megabytes, page, row, seconds
 
 VARIABLE = "ANBAN_BENCH_OFFICIAL"
 LOOP = "official, its scan in torch"
@@ -222,13 +222,3 @@ def _page(rows: list[Row], details: dict[str, Any]) -> str:
         "Left out:": [f"{name}: {why}" for name, why in details["left_out"].items()],
     }
     return page("Beside the authors' code", rows, lists)
-
-
-def page(title: str, rows: Sequence[Row], lists: Mapping[str, Sequence[str]]) -> str:
-    """The table of the rows, and below it each list that is not empty, under its heading."""
-    header = ["case", "ours", "peer", "ours takes", "peer takes", "ratio", "CPU ratio", "pairs"]
-    lines = [f"# {title}", "", *map(line, [header, ["---"] * len(header), *(row.cells() for row in rows)])]
-    for heading, items in lists.items():
-        if items:
-            lines += ["", heading, "", *(f"- {item}" for item in items)]
-    return "\n".join(lines) + "\n"

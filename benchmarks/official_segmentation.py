@@ -32,8 +32,8 @@ from anban.recipe import Recipe, load_recipe
 from anban.record.environment import commit
 from anban.tasks.segment.protocols import apply_protocol, parse_protocol
 from anban.testing.golden import Case, fill_input, find_cases
-from benchmarks.official import COMMIT, clone, imports, page
-from benchmarks.timing import Findings, Row, interleave, line, megabytes, row, seconds
+from benchmarks.official import COMMIT, clone, imports
+from benchmarks.timing import Findings, Row, interleave, megabytes, page, row, seconds, table
 
 REPOSITORY = "CoinCheung/BiSeNet"
 CASE = Path(__file__).parents[1] / "tests" / "golden" / "segmentation" / "bisenetv1_tensteps_64x96.json"
@@ -229,10 +229,9 @@ def _page(rows: list[Row], details: dict[str, Any]) -> str:
     ]
     losses = details["losses"]
     numbers = [losses[dtype][who] for dtype in losses for who in ("ours", "official")]
-    table = [["step", *(f"{who}, {dtype}" for dtype in losses for who in ("ours", "official"))]]
-    table += [["---"] * len(table[0])]
-    table += [[str(step), *(f"{value:.8f}" for value in values)]
-              for step, values in enumerate(zip(*numbers, strict=True))]  # fmt: skip
+    header = ["step", *(f"{who}, {dtype}" for dtype in losses for who in ("ours", "official"))]
+    steps = [[str(step), *(f"{value:.8f}" for value in values)]
+             for step, values in enumerate(zip(*numbers, strict=True))]  # fmt: skip
     lists = {
         "Evaluation with the same weights:": evaluations,
         "Largest difference of the ten losses below, relative to the official one:": [
@@ -241,4 +240,4 @@ def _page(rows: list[Row], details: dict[str, Any]) -> str:
         COMMIT: [f"{REPOSITORY}: {details['commit'] or 'unknown'}"],
     }
     top = page("BiSeNetV1 beside the authors' code", rows, lists)
-    return top + "\nThe losses of ten training steps:\n\n" + "\n".join(map(line, table)) + "\n"
+    return top + "\nThe losses of ten training steps:\n\n" + "\n".join(table(header, steps)) + "\n"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 
 from anban.record.environment import commit, environment
 
@@ -217,11 +218,12 @@ def _span(values: Sequence[float], unit: str | None = None) -> str:
 
 
 class Findings(NamedTuple):
-    """What a benchmark with a page of its own hands over: its rows, whatever else it found, and the page."""
+    """What a benchmark with a page of its own hands over: its rows, whatever else it found, the page, a picture for it."""
 
     rows: Sequence[Row]
     details: Mapping[str, Any]
     page: str
+    picture: Figure | None = None
 
 
 # Files ----------------------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_results(folder: Path, name: str, about: str, found: Findings | Sequence[Row], took: float) -> Path:
-    """`<folder>/<name>.json`: every single value, with the date, the commit and the machine; the page as `<name>.md`."""
+    """`<folder>/<name>.json`: every single value, with the date, the commit and the machine; `<name>.md` and `<name>.png`."""
     findings = found if isinstance(found, Findings) else Findings(found, {}, "")
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -263,6 +265,8 @@ def write_results(folder: Path, name: str, about: str, found: Findings | Sequenc
     if findings.page:
         content |= {"page": f"{name}.md", "details": findings.details}
         (folder / f"{name}.md").write_text(findings.page, encoding="utf-8")
+    if findings.picture:
+        findings.picture.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     file = folder / f"{name}.json"
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
@@ -296,6 +300,21 @@ def write_table(folder: Path, names: Iterable[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     readme.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return readme
+
+
+def page(title: str, rows: Sequence[Row], lists: Mapping[str, Sequence[str]]) -> str:
+    """The table of the rows, and below it each list that is not empty, under its heading."""
+    header = ["case", "ours", "peer", "ours takes", "peer takes", "ratio", "CPU ratio", "pairs"]
+    lines = [f"# {title}", "", *table(header, [row.cells() for row in rows])]
+    for heading, items in lists.items():
+        if items:
+            lines += ["", heading, "", *(f"- {item}" for item in items)]
+    return "\n".join(lines) + "\n"
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [line(header), line(["---"] * len(header)), *map(line, lines)]
 
 
 def line(cells: Iterable[str]) -> str:

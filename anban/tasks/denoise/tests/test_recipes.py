@@ -111,6 +111,14 @@ def test_the_start_of_the_diary_states_every_switch_of_the_network(recipes: dict
     } == set()
 
 
+def test_the_real_slices_are_of_the_baseline_but_for_three_switches() -> None:
+    sources = load("ct/real-cncl").sources
+    changed = {
+        name for name, source in sources.items() if name.startswith("model.") and source == "ct/real-cncl"
+    }
+    assert changed == {"model.levels.width", "model.levels.norm", "model.fusion.init"}
+
+
 def test_every_study_has_arms_that_differ() -> None:
     """`load_plan` refuses twins, and a score that an arm does not have."""
     studies = [name for name in study_files() if name.startswith("ct/")]
