@@ -20,6 +20,7 @@ NAMES = (
     "bootstrap",
     "lovasz",
     "cli",
+    "ledger",
     "tiles",
     "scenes",
     "networks",

@@ -71,7 +71,7 @@ def evaluate(
                 ):
                     mine.append((number, record, prediction if number in shown else None))
     model.train(was_training)
-    if parallel.any_true(stop(), device):
+    if parallel.any_true(stop()):
         raise Interrupted("stopped while evaluating")
     every = sorted(parallel.gather(mine), key=lambda item: item[0])
     records = [{"split": split, "protocol": protocol, **record} for _, record, _ in every]

@@ -117,10 +117,11 @@ def execute(
         Exception: whatever else ended the run, after its row has been written.
     """
     target = parallel.start(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    again = parallel.any_true(parallel.restarts() > 0)
     run = None
     with contextlib.ExitStack() as stack:
         if parallel.rank() == 0:
-            resume = resume or _begun(recipe, out)
+            resume = resume or (_begun(recipe, out) if again else None)
             run = resume or RunFolder.create(
                 out, recipe.id, seed=recipe.config["seed"], info=_identity(recipe, remark)
             )
@@ -267,8 +268,8 @@ def _why(error: BaseException) -> str:
 
 
 def _begun(recipe: Recipe, out: Path) -> RunFolder | None:
-    """The run that this launch of torchrun has begun, where it has started the processes anew; else None."""
-    rows = Ledger(out).rows(hash=recipe.hash, seed=recipe.config["seed"]) if parallel.restarted() else []
+    """The run that this launch of torchrun has begun, before it started its processes anew; None if not so far."""
+    rows = Ledger(out).rows(hash=recipe.hash, seed=recipe.config["seed"])
     folders = (out / str(row["path"]) for row in rows)
     runs = (RunFolder.open(folder) for folder in folders if (folder / "run.json").is_file())
     return next((run for run in runs if run.info.get("launch") == parallel.launch()), None)
