@@ -42,6 +42,7 @@ def evaluate(
     from json import dumps as quoted
 
     from anban.cli.run import check_device, log_to_stderr
+    from anban.engine.run import task_class
     from anban.engine.trained import evaluate_trained, load_trained
     from anban.report.records import protocol_text
 
@@ -68,4 +69,5 @@ def evaluate(
     as_table(table, ("protocol", "split", "images", *rows[0]["scores"]))
     for row in rows:
         print(f"{row['protocol']['name']}: {protocol_text(row['protocol'])}")
-    print(f"{trained.recipe.id}, {trained.which}.pt, data {rows[0]['data']}; shares x100")
+    shares = "; shares x100" if task_class(trained.recipe.task).scale == 100 else ""
+    print(f"{trained.recipe.id}, {trained.which}.pt, data {rows[0]['data']}{shares}")

@@ -1,4 +1,4 @@
-"""How the power of noise is spread over spatial frequencies."""
+"""What noise looks like in numbers: its power over spatial frequencies, and how often each value occurs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+#: Bins of a histogram.
+BINS = 80
 
 
 def power_spectrum(noise: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -25,3 +28,13 @@ def power_spectrum(noise: NDArray[Any]) -> tuple[Floats, Floats]:
     frequencies: Floats = (np.arange(rings) + 0.5) * 0.5 / rings
     # The first ring holds the mean, which was taken out.
     return frequencies[1:], (sums / np.maximum(counts, 1))[1:]
+
+
+def histogram_edges(noise: NDArray[Any]) -> Floats:
+    """Edges of BINS bins around 0, four standard deviations of the noise to either side.
+
+    CT slices store whole Hounsfield units: each bin is as wide as a whole number of them, lest the histogram look like a comb.
+    """
+    step = max(1, round(8 * float(noise.std()) / BINS))
+    edges: Floats = np.float64(step) * (np.arange(BINS + 1, dtype=np.float64) - BINS / 2 - 0.5)
+    return edges

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anban.errors import InputError
-from anban.metrics.spectrum import power_spectrum
+from anban.metrics.spectrum import histogram_edges, power_spectrum
 from anban.report.figures import INK, MUTED, PAGE, RULE, line_styles, paper, settled
 from anban.report.sheets import Chart, Pixels, Scene, Sheet, Shown, Swatch, Tile, read_picture
 from anban.study.records import Run
 
 Floats = NDArray[np.float64]
-BINS = 80
 _DATA = {"color": MUTED, "linewidth": 2.6}  # the line of what is true, behind those of the methods
 
 
@@ -46,7 +45,7 @@ def sheet(
         raise InputError("Slices are shown in grey.", where="--convention", do="leave it out")
     index = shown[0].run.pictured
     low, high = (float(end) for end in index["range"])
-    half = (high - low) / 2
+    edge = (high - low) / 4  # differences are fainter than tissue
     insets = {entry["name"]: entry["inset"] for entry in index["samples"]}
     scenes, charts = list[Scene](), list[Chart]()
     for name in names:
@@ -57,10 +56,10 @@ def sheet(
             whole = shaded(image, low, high)
             lines[0].append(Tile(title, whole, run=run))
             lines[1].append(Tile(f"Part, {title}", enlarged(whole, insets[name]), run=run))
-            lines[2].append(Tile(f"Noise, {title}", shaded(noise, -half, half), run=run))
+            lines[2].append(Tile(f"Noise, {title}", shaded(noise, -edge, edge), run=run))
             seen = content[(truth >= low) & (truth <= high)]
             lines[3].append(Tile(f"Content, {title}", shaded(content, *_ends(seen)), run=run))
-            lines[4].append(Tile(f"Residual, {title}", shaded(image - truth, -half, half), told, run))
+            lines[4].append(Tile(f"Residual, {title}", shaded(image - truth, -edge, edge), told, run))
         scenes.append(Scene(name, tuple(map(tuple, lines))))
         if not charts:
             charts = [_noise_chart(name, columns), _profile_chart(name, columns, insets[name])]
@@ -68,9 +67,9 @@ def sheet(
         tuple(scenes),
         columns=("Low dose", "Full dose", *(each.arm.title for each in shown)),
         legend=(
-            Swatch((0, 0, 0), f"{low:g} HU and below; residual, noise -{half:g} HU"),
+            Swatch((0, 0, 0), f"{low:g} HU and below; residual, noise -{edge:g} HU"),
             Swatch((128, 128, 128), "residual, noise 0 HU"),
-            Swatch((255, 255, 255), f"{high:g} HU and above; residual, noise {half:g} HU"),
+            Swatch((255, 255, 255), f"{high:g} HU and above; residual, noise {edge:g} HU"),
         ),
         noun="slices",
         caption=f"In the window '{index['window']}', {low:g} to {high:g} HU, from above: the slice, a part of it, the "
@@ -102,9 +101,8 @@ def _ends(values: Floats) -> tuple[float, float]:
 def _noise_chart(scene: str, columns: Sequence[_Column]) -> Chart:
     """Power spectra and histograms of the noise branches beside those of the true noise."""
     low, _, *methods = columns
-    # Stored values are whole Hounsfield units: each bin holds the same number of them.
-    step = max(1, round(8 * float(low.noise.std()) / BINS))
-    edges = step * (np.arange(BINS + 1) - BINS / 2 - 0.5)
+    edges = histogram_edges(low.noise)
+    step = edges[1] - edges[0]
     with paper():
         figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
         spectrum, histogram = figure.subplots(1, 2)

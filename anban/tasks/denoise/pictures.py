@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from anban.metrics.spectrum import power_spectrum
+from anban.metrics.spectrum import histogram_edges, power_spectrum
 
 Pixels = NDArray[Any]
 WindowName = Literal["whole", "soft-tissue", "lung", "bone", "brain"]
@@ -33,7 +33,6 @@ WINDOWS: dict[str, tuple[float, float]] = {
 """Name -> lowest (black) and highest (white) Hounsfield unit."""
 OFFSET = 32768
 ENLARGED = 4  # the inset shows this fraction of a side
-BINS = 80
 
 
 class Shown(NamedTuple):
@@ -71,9 +70,9 @@ def draw_slices(folder: Path, slices: Sequence[Shown], window: str, split: str, 
 
 def panel(shown: Shown, window: tuple[float, float]) -> NDArray[np.uint8]:
     """Low dose, result and truth side by side, then the noise and the residual about grey: (H, 5 W, 3)."""
-    half = (window[1] - window[0]) / 2
+    edge = (window[1] - window[0]) / 4  # differences are fainter than tissue
     tones = [tone(x, window) for x in (shown.low, shown.image, shown.truth)]
-    tones += [tone(x, (-half, half)) for x in (shown.noise, shown.image - shown.truth)]
+    tones += [tone(x, (-edge, edge)) for x in (shown.noise, shown.image - shown.truth)]
     return np.repeat(np.concatenate(tones, axis=1)[..., None], 3, axis=2)
 
 
@@ -89,7 +88,7 @@ def tone(hounsfield: Pixels, window: tuple[float, float]) -> NDArray[np.uint8]:
 def sheet(shown: Shown, window: str) -> Figure:
     """Both doses and the result in one window; noise and residual on one scale about zero; the content on its own."""
     low, high = WINDOWS[window]
-    half = (high - low) / 2
+    edge = (high - low) / 4  # differences are fainter than tissue
     top, left, height, width = inset_of(shown)
     # In the corner that is farthest from what it shows; axes count from below.
     corner = (0.62 if left + width / 2 < shown.truth.shape[1] / 2 else 0.0,
@@ -100,7 +99,7 @@ def sheet(shown: Shown, window: str) -> Figure:
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     axes = figure.subplots(2, 3)
     for part, (title, pixels) in zip(axes.flat, (images | signed).items(), strict=True):
-        limits = (-half, half) if title in signed else own if title == content else (low, high)
+        limits = (-edge, edge) if title in signed else own if title == content else (low, high)
         shade = {"cmap": "RdBu_r" if title in signed else "gray", "vmin": limits[0], "vmax": limits[1]}
         drawn = part.imshow(pixels, **shade)
         part.set_title(title, fontsize=9)
@@ -131,12 +130,10 @@ def noise_figure(shown: Shown) -> Figure:
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     spectrum, histogram = figure.subplots(1, 2)
     noises = {"noise branch": shown.noise, "low dose - full dose": shown.low - shown.truth}
-    edge = 4 * max(1.0, float(np.std(shown.low - shown.truth)))
+    edges = histogram_edges(shown.low - shown.truth)
     for name, noise in noises.items():
         spectrum.plot(*power_spectrum(noise), label=name)
-        histogram.hist(
-            noise.ravel(), bins=BINS, range=(-edge, edge), histtype="step", density=True, label=name
-        )
+        histogram.hist(noise.ravel(), bins=edges, histtype="step", density=True, label=name)
     spectrum.set(title="Noise power spectrum", xlabel="cycles per pixel", ylabel="HU²", yscale="log")
     histogram.set(title="Histogram", xlabel="HU", ylabel="density")
     spectrum.legend(fontsize=8)

@@ -13,7 +13,9 @@ What the values of the last three mean is a coding: `hu` (Hounsfield units), `hu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import FileDataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from anban.errors import InputError
 
@@ -32,6 +36,8 @@ SUFFIXES = (*DICOM, ".tif", ".tiff", ".png", ".npy")
 
 Coding = Literal["hu", "hu+1024", "unit"]
 Pixels = NDArray[np.float32]
+
+_MOST_PIXELS = 2**26  # 8192 x 8192; detectors of today give a quarter of it at most
 
 _UNIT_AT_LEAST, _UNIT_AT_MOST = -0.5, 1.5
 # Coding -> factor and offset to Hounsfield units, and the stored values that can be: metal reaches 32767 HU, and
@@ -105,17 +111,20 @@ def read_stored(path: Path) -> Pixels:
     Raises:
         InputError: missing or damaged file, several pages or channels, 8 bits, NaN or infinite pixels.
     """
-    decode: dict[str, Callable[[Path], Any]] = {".npy": np.load, ".png": _png}
+    decode: dict[str, Callable[[Path], NDArray[Any]]] = {".npy": _npy, ".png": _png}
     try:
-        stored = np.asarray(decode.get(path.suffix.lower(), tifffile.imread)(path))
+        stored = decode.get(path.suffix.lower(), _tiff)(path)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError("There is no such file.", where=path) from None
     except Exception as error:  # the many ways a file can be broken
-        raise InputError(f"The file is damaged or no picture ({error}).", where=path,
+        why = str(error) or type(error).__name__
+        raise InputError(f"The file is damaged or no picture ({why}).", where=path,
                          do="copy it again") from None  # fmt: skip
     while stored.ndim > 2 and stored.shape[0] == 1:  # CNCL's pages
         stored = stored[0]
-    if stored.ndim != 2 or stored.dtype == np.uint8 or stored.dtype.kind not in "iuf":
+    if stored.ndim != 2 or not stored.size or stored.dtype == np.uint8 or stored.dtype.kind not in "iuf":
         raise InputError(f"An array of shape {stored.shape} and type {stored.dtype}.", where=path,
                          expected="one slice (H, W) of 16 bits or floating numbers")  # fmt: skip
     return _finite(stored.astype(np.float32), path)
@@ -127,30 +136,49 @@ def read_tags(path: Path) -> Tags:
     Raises:
         InputError: see `read_hounsfield`, and a file without PatientID or InstanceNumber.
     """
-    data = _opened(path, pixels=False)
-    for tag in ("PatientID", "InstanceNumber"):
-        if data.get(tag) in (None, ""):
-            raise InputError(f"The DICOM file has no {tag}.", where=path,
-                             expected="patient and slice number, by which low and full dose are paired")  # fmt: skip
-    return Tags(str(data.PatientID), int(data.InstanceNumber), str(data.PhotometricInterpretation))
+    with _decoding(path):
+        data = _opened(path, pixels=False)
+        for tag in ("PatientID", "InstanceNumber"):
+            if data.get(tag) in (None, ""):
+                raise InputError(f"The DICOM file has no {tag}.", where=path,
+                                 expected="patient and slice number, by which low and full dose are paired")  # fmt: skip
+        return Tags(str(data.PatientID), int(data.InstanceNumber), str(data.PhotometricInterpretation))
 
 
 def _dicom_pixels(path: Path) -> Pixels:
-    data = _opened(path, pixels=True)
-    try:
+    with _decoding(path):
+        data = _opened(path, pixels=True)
+        shape = [int(data.get(tag) or 1) for tag in ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel")]
+        _refuse_huge(shape, path)
         stored = data.pixel_array
-    except Exception as error:  # a codec that is missing, or a stream that ends too early
-        raise InputError(f"The pixels of the DICOM file cannot be decoded ({str(error).splitlines()[0]}).", where=path,
-                         do="convert it to uncompressed DICOM, with dcmdjpeg or gdcmconv --raw") from None  # fmt: skip
-    if stored.ndim != 2:
-        raise InputError(f"The DICOM file holds an array of shape {stored.shape}.", where=path,
-                         expected="one slice per file")  # fmt: skip
-    slope, intercept = np.float32(data.RescaleSlope), np.float32(data.RescaleIntercept)
-    return stored.astype(np.float32) * slope + intercept
+        if stored.ndim != 2:
+            raise InputError(f"The DICOM file holds an array of shape {stored.shape}.", where=path,
+                             expected="one slice per file")  # fmt: skip
+        slope, intercept = np.float32(data.RescaleSlope), np.float32(data.RescaleIntercept)
+        return stored.astype(np.float32) * slope + intercept
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside becomes an InputError: values are decoded when they are asked for."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # a codec that is missing, a stream that ends too early, a tag that is no number
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"The DICOM file cannot be decoded ({why}).", where=path,
+                         do="copy it again, or convert it to uncompressed DICOM, with dcmdjpeg or gdcmconv --raw") from None  # fmt: skip
 
 
 def _opened(path: Path, *, pixels: bool) -> FileDataset:
     try:
+        # It would be inflated as a whole, whatever its size.
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise InputError("The DICOM file is deflated.", where=path,
+                             do="convert it to uncompressed DICOM, with dcmconv +te")  # fmt: skip
         data = dcmread(path, stop_before_pixels=not pixels)
     except FileNotFoundError:
         raise InputError("There is no such file.", where=path) from None
@@ -168,8 +196,28 @@ def _opened(path: Path, *, pixels: bool) -> FileDataset:
 
 
 def _png(path: Path) -> NDArray[Any]:
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
+        _refuse_huge((image.height, image.width), path)
         return np.asarray(image)
+
+
+def _npy(path: Path) -> NDArray[Any]:
+    stored = np.lib.format.open_memmap(path, mode="r")  # no pickles, and no larger than the file
+    _refuse_huge(stored.shape, path)
+    return np.array(stored)
+
+
+def _tiff(path: Path) -> NDArray[Any]:
+    with tifffile.TiffFile(path) as file:
+        _refuse_huge(file.series[0].shape, path)
+        return np.asarray(file.asarray())
+
+
+def _refuse_huge(shape: Sequence[int], path: Path) -> None:
+    """Refuse what a file says its shape is before memory is asked for."""
+    if math.prod(shape) > _MOST_PIXELS:
+        raise InputError(f"An array of shape {tuple(shape)}.", where=path,
+                         expected=f"one slice of at most {_MOST_PIXELS} pixels")  # fmt: skip
 
 
 def _finite(pixels: Pixels, path: Path) -> Pixels:

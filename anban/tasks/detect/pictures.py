@@ -25,7 +25,7 @@ def draw_boxes(
     colours = palette(classes)
     drawn = Image.fromarray(image)
     pen = ImageDraw.Draw(drawn)
-    thick, size = (max(least, round(min(image.shape[:2]) / part)) for least, part in ((1, 200), (8, 40)))
+    thick, size = (max(least, round(min(image.shape[:2]) / part)) for least, part in ((1, 200), (8, 30)))
     for box, label, text in zip(boxes.tolist(), labels, texts, strict=True):
         pen.rectangle(box, outline=colours[label], width=thick)
         if text:
