@@ -9,7 +9,7 @@ BIN := $(abspath $(VENV))/bin
 RUN := PYTHONPATH=$(CURDIR) $(BIN)/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -p no:cacheprovider
 
-.PHONY: demo test test-slow test-kill test-gpu test-browser test-latex test-slurm check bench clean help
+.PHONY: demo test test-slow test-kill test-fuzz test-gpu test-browser test-latex test-ray test-slurm check bench clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,9 @@ test-slow: $(READY) ## minutes of training
 test-kill: $(READY) ## kills runs of every task and resumes them; the ledger after a hundred deaths (half an hour)
 	$(RUN) -m benchmarks.kill $(ARGS)
 
+test-fuzz: $(READY) ## ten thousand damaged files for every reader (a quarter of an hour)
+	$(PYTEST) -m fuzz tests/fuzz tests/audit $(ARGS)
+
 test-gpu: $(READY) ## what needs a CUDA device
 	$(PYTEST) -m gpu $(ARGS)
 
@@ -44,6 +47,10 @@ test-browser: $(READY) ## opens a report in Chromium, which it installs (Debian)
 test-latex: $(READY) ## compiles the LaTeX tables, with the TeX it installs (Debian)
 	command -v pdflatex || { apt-get update -q && apt-get install -qy texlive-latex-recommended; }
 	$(PYTEST) -m latex $(ARGS)
+
+test-ray: $(READY) ## the audit on a local Ray of two workers, which it installs
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(PYTEST) -m ray $(ARGS)
 
 test-slurm: $(READY) ## a study on a real SLURM of one node, which it installs (Debian, as root)
 	command -v slurmctld || { apt-get update -q && apt-get install -qy slurm-wlm munge; }

@@ -28,6 +28,9 @@ NAMES = (
     "official_segmentation",
     "detection",
     "attention",
+    "audit",
+    "audit_speed",
+    "audit_scale",
     "ssm_cpu",
     "ssm_gpu",
 )

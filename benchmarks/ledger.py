@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from anban.record import Ledger
 from anban.record.environment import environment
 from anban.record.files import find_runs, read_info, to_json
 from anban.record.run import FORMAT
-from benchmarks.timing import Findings, Row, interleave, machine, page, row, seconds
+from benchmarks.timing import Findings, interleave, machine, page, row, seconds
 
 RECIPES, SEEDS = 40, 250
 ENDS = ("finished",) * 17 + ("failed", "interrupted", "queued")
@@ -77,7 +76,9 @@ def make_runs(out: Path) -> list[str]:
         folder.mkdir(parents=True)
         info = _info(name, recipe, state, seed, started, made_with)
         (folder / "run.json").write_text(to_json(info, indent=1), encoding="utf-8")
-        (folder / "recipe.yaml").write_text(f"id: {recipe}\nseed: {seed}\nmodel: {{width: {arm}}}\n", encoding="utf-8")
+        (folder / "recipe.yaml").write_text(
+            f"id: {recipe}\nseed: {seed}\nmodel: {{width: {arm}}}\n", encoding="utf-8"
+        )
         ids.append(name)
     return ids
 
@@ -85,13 +86,33 @@ def make_runs(out: Path) -> list[str]:
 def _info(
     name: str, recipe: str, state: str, seed: int, started: str, made_with: dict[str, Any]
 ) -> dict[str, Any]:
-    stamp = {"split": "test", "size": "256x256", "tiling": "whole", "flips": "none", "scales": [1.0], "threshold": 0.5}
+    stamp = {
+        "split": "test",
+        "size": "256x256",
+        "tiling": "whole",
+        "flips": "none",
+        "scales": [1.0],
+        "threshold": 0.5,
+    }
     scores = [
-        {"split": "test", "protocol": protocol, "checkpoint": "best", "name": score, "value": 0.5 + seed / 1000}
+        {
+            "split": "test",
+            "protocol": protocol,
+            "checkpoint": "best",
+            "name": score,
+            "value": 0.5 + seed / 1000,
+        }
         for protocol in ("whole", "whole+flip")
         for score in ("precision", "recall", "f1", "iou", "oa", "kappa")
     ]
-    finding = {"kind": "stagnation", "step": 900, "what": "it stands still", "cause": "", "remedy": "", "ended": None}
+    finding = {
+        "kind": "stagnation",
+        "step": 900,
+        "what": "it stands still",
+        "cause": "",
+        "remedy": "",
+        "ended": None,
+    }
     return {
         "format": FORMAT, "id": name, "recipe": recipe, "title": recipe.title(), "task": "change",
         "hash": f"{hash_of(recipe):012x}", "base": "change/arm-0", "difference": {"model.width": 16}, "state": state,
@@ -129,6 +150,8 @@ def _process(arguments: list[str], out: Path) -> Callable[[], None]:
     command = [sys.executable, "-m", "anban", "runs", *arguments, "--out", str(out)]
 
     def work() -> None:
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     return work

@@ -1,22 +1,27 @@
-"""anban runs: list, show, remark on and compare runs, and fill the ledger again from the run folders."""
+"""anban runs: list, watch, show, remark on and compare runs, and fill the ledger again from the run folders."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anban.cli.show import as_json as print_json
+from anban.cli.show import as_score
 from anban.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from anban.record import RunFolder
 
-app = typer.Typer(help="List, show, remark on and compare runs.", no_args_is_help=False)
+app = typer.Typer(help="List, watch, show, remark on and compare runs.", no_args_is_help=False)
 
 SCREENFUL = 50  # rows of a list on a terminal, unless --limit says otherwise
 
@@ -101,6 +106,18 @@ def rebuild_command(context: typer.Context, out: Out = None, as_json: Json = Fal
     """Fill the ledger again from the run folders."""
     out, as_json = _common(context, out, as_json)
     print_rebuild(_folder(out), as_json=as_json)
+
+
+@app.command("watch")
+def watch_command(
+    context: typer.Context,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Where the runs stand that wait or run, again and again until Ctrl-C; once where the output is no terminal."""
+    out, as_json = _common(context, out, as_json)
+    watch(_folder(out), every=every, as_json=as_json)
 
 
 def print_list(
@@ -188,7 +205,7 @@ def print_run(out: Path, name: str, *, as_json: bool = False) -> None:
     for key, value in flat.items():
         print(f"{key:<{width}}  {_text(value)}")
     for finding in run.info.get("findings") or []:
-        ended = f", until step {finding['ended']}" if finding["ended"] is not None else ""
+        ended = f", until step {finding['ended']}" if finding.get("ended") is not None else ""
         print(f"\n{finding['kind']} since step {finding['step']}{ended}: {finding['what']}")
         print(f"  cause: {finding['cause']}\n  remedy: {finding['remedy']}")
     scores = run.info.get("scores") or []
@@ -296,6 +313,26 @@ def print_rebuild(out: Path, *, as_json: bool = False) -> None:
         print(f"{count} run{'' if count == 1 else 's'} in {ledger.path}")
 
 
+def watch(out: Path, *, every: float = 5.0, as_json: bool = False) -> None:
+    """Print the runs of folder `out` that are running or queued; on a terminal a table that is renewed until Ctrl-C."""
+    if as_json:
+        print_json(_unfinished(out))
+    elif not sys.stdout.isatty():
+        if rows := _unfinished(out):
+            _print_table(STANDING, [_standing_cells(row) for row in rows], right=(3, 5, 6))
+        else:
+            print(f"nothing runs or waits in {out}", file=sys.stderr)
+    else:
+        from rich.live import Live
+
+        with Live(auto_refresh=False) as live:
+            while True:
+                cells = [_standing_cells(row) for row in _unfinished(out)]
+                table = _rich_table(STANDING, cells, right=(3, 5, 6), caption=f"{len(cells)} in {out}")
+                live.update(table, refresh=True)
+                time.sleep(every)
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +354,36 @@ def _open(out: Path, name: str) -> RunFolder:
     from anban.record import Ledger, RunFolder
 
     return RunFolder.open(Ledger(out).find(name))
+
+
+def _unfinished(out: Path) -> list[dict[str, Any]]:
+    """Where each run stands whose row says that it runs or is queued."""
+    from anban.record import Ledger, readable, standing
+
+    ledger = Ledger(out)
+    rows = [row for state in ("running", "queued") for row in ledger.rows(state=state)]
+    folders = [out / row["path"] for row in rows]
+    return [
+        standing(run) for run in readable(folder for folder in folders if (folder / "run.json").is_file())
+    ]
+
+
+STANDING = ("id", "recipe", "state", "step", "best", "s/step", "left", "host", "finding")
+
+
+def _standing_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    best, pace, left = row["best"] or {}, row["seconds_per_step"], row["seconds_left"]
+    return (
+        row["id"],
+        row["recipe"],
+        row["state"],
+        f"{_text(row['step'])}/{_text(row['steps'])}",
+        f"{best.get('name')} {as_score(str(best.get('name')), best.get('value'))}" if best else "-",
+        "-" if pace is None else f"{pace:.3g}",
+        "-" if left is None else str(timedelta(seconds=round(left))),
+        row["host"] or "-",
+        _short(row["finding"] or "", 60),
+    )
 
 
 def _scores(run: RunFolder) -> dict[tuple[str, ...], Any]:
@@ -377,19 +444,30 @@ def _short(text: str, length: int) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def _rich_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    caption: str | None = None,
+) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", caption=caption, caption_justify="left")
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # as Text, brackets in a message are not taken for markup
+    return table
+
+
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
     """A Rich table on a terminal; elsewhere aligned plain text that can be cut and searched."""
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(box=None, header_style="bold")
-        for index, head in enumerate(heads):
-            table.add_column(head, justify="right" if index in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))  # as Text, brackets in a message are not taken for markup
-        Console().print(table)
+        Console().print(_rich_table(heads, rows, right=right))
         return
     widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
     align: list[Callable[[str, int], str]] = [

@@ -18,6 +18,8 @@ from anban.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
+# What Pillow may take a file for, whatever its suffix says; some of its other formats start programs or read further files.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
 _PICTURE_MODES = ("RGB", "L", "P")
 _LABEL_MODES = ("L", "P", "1")
@@ -114,7 +116,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Above the warning's limit there is a second one that raises; between them a scene is only large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 yield image
     except InputError:
         raise
@@ -131,9 +133,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             expected="an 8-bit PNG, JPEG, TIFF or BMP",
             do="copy the file again, or convert it to PNG",
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:  # the many ways a picture can be broken
         raise InputError(
-            f"the picture is truncated or damaged ({error})",
+            f"the picture is truncated or damaged ({str(error) or type(error).__name__})",
             where=path,
             expected="a complete 8-bit PNG, JPEG, TIFF or BMP",
             do="copy or download the file again",

@@ -91,6 +91,9 @@ def _verify(path: Path) -> None:
     if path.stat().st_size == 0:
         raise ValueError("the file is empty")
     with zipfile.ZipFile(path) as archive:
+        # torch.save packs nothing: a file that unpacks to more than it is was made to fill the memory.
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its parts are larger than the file")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"the checksum of its part {damaged} is wrong")

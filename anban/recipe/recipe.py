@@ -140,10 +140,17 @@ def find(name: str) -> tuple[str, Path]:
         return name, files[name]
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
+        if _is_file(path):
             return "local/" + (re.sub(r"[^\w.+=-]+", "-", path.stem).strip("-.") or "recipe"), path
         raise InputError("There is no such recipe file.", where=path)
     raise schema.unknown("recipe", name, files, "recipes (anban recipes lists them)")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long for one
+        return False
 
 
 # Loading --------------------------------------------------------------------------------------------------------
@@ -227,7 +234,7 @@ def _layers(name: str, above: tuple[str, ...] = ()) -> tuple[list[list[Layer]], 
             )
         if current is not None and current not in recipe_files():
             beside = file.parent / f"{current}"
-            current = str(beside) if beside.is_file() else current
+            current = str(beside) if _is_file(beside) else current
     return chain[::-1], description or {}
 
 

@@ -21,8 +21,8 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
-import math
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -39,6 +39,7 @@ NonNegative = Annotated[float, annotated_types.Ge(0)]
 Share = Annotated[float, annotated_types.Interval(ge=0, le=1)]
 Count = Annotated[int, annotated_types.Ge(1)]
 
+_LARGEST = sys.float_info.max
 _WORDS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
 
@@ -305,16 +306,17 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
         inner = arguments[1] if arguments else Any
         return {k: convert(v, inner, f"{where}.{k}") for k, v in value.items()}
     if annotation is bool:
-        word = value.lower() if isinstance(value, str) else value
-        if isinstance(word, bool) or word in _WORDS:
-            return word if isinstance(word, bool) else _WORDS[word]
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in _WORDS:
+            return _WORDS[value.lower()]
     elif annotation is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         if isinstance(value, float) and value.is_integer():  # 1e3 iterations
             return int(value)
     elif annotation is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
             return float(value)
     elif annotation is str and isinstance(value, str):
         return value

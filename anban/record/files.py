@@ -12,6 +12,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from anban.record.shapes import from_json
+
 RUN_FILE = "run.json"
 
 
@@ -108,7 +110,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         OSError: when the file cannot be read.
         ValueError: when it is not a JSON object with a run's id, recipe and state.
     """
-    info = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    info = from_json((folder / RUN_FILE).read_text(encoding="utf-8"))
     info = info if isinstance(info, Mapping) else {}
     missing = [key for key in ("id", "recipe", "state") if not isinstance(info.get(key), str)]
     if missing:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 FILE = "ledger.sqlite"
 SCHEMA = 5  # raise it with every change below; files of another version are filled anew
+# How a damaged file shows: by what SQLite says, by a message of its that is no text, by a column that is not there.
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError, LookupError)
 PATIENCE = 60.0  # seconds a process waits for the others before it gives up
 
 # column -> (type, how it is read from run.json); `path` is added from the folder's place.
@@ -119,7 +122,7 @@ class Ledger:
         """
         try:
             self._do(lambda connection: self._put(connection, folder, info), writing=True)
-        except (sqlite3.Error, OSError) as error:
+        except (*DAMAGE, OSError) as error:
             logger.warning(
                 "run {} is not in the ledger {} ({}); its folder is complete, and `anban runs rebuild` enters it",
                 info.get("id"),
@@ -281,8 +284,8 @@ class Ledger:
                         return action(connection)
                     with _transaction(connection):
                         return action(connection)
-            except sqlite3.DatabaseError as error:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            except DAMAGE as error:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
                 if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() < deadline:
                     # The system's generator: a wait must not use up draws of the experiment's.
                     time.sleep(random.SystemRandom().uniform(0.005, 0.05))
@@ -302,6 +305,7 @@ class Ledger:
         connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
             connection.row_factory = sqlite3.Row
+            connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             # A power cut may cost the last rows, never the file; the folders still have them.
             connection.execute("PRAGMA synchronous = NORMAL")
             if not _is_ready(connection):
@@ -366,13 +370,17 @@ class Ledger:
         connection.executemany(
             "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?)",
             [
-                (info["id"], *(str(score.get(key) or "") for key in SCORE_KEY), _cell(score.get("value")))
+                (
+                    info["id"],
+                    *(plain(str(score.get(key) or "")) for key in SCORE_KEY),
+                    _cell(score.get("value")),
+                )
                 for score in (scores if isinstance(scores, list) else [])
                 if isinstance(score, dict)
             ],
         )
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
+    def _set_aside(self, error: Exception) -> None:
         """Move a damaged file out of the way; the next connection fills a new one."""
         with FileLock(self.out / f".{FILE}.lock", timeout=PATIENCE):
             if _is_sound(self.path):  # another process has replaced it meanwhile
@@ -416,8 +424,9 @@ def _is_ready(connection: sqlite3.Connection) -> bool:
 def _is_sound(path: Path) -> bool:
     connection = sqlite3.connect(path)
     try:
-        return bool(connection.execute("PRAGMA quick_check").fetchone()[0] == "ok")
-    except sqlite3.DatabaseError:
+        tables = {text for (text,) in connection.execute("SELECT sql FROM sqlite_master") if text}
+        return bool(connection.execute("PRAGMA quick_check").fetchone()[0] == "ok") and tables == set(TABLES)
+    except DAMAGE:
         return False
     finally:
         connection.close()
@@ -488,6 +497,8 @@ def _named(score: dict[str, Any]) -> str | None:
 
 def _cell(value: Any) -> str | int | float | None:
     """`value` as a column can hold it: whole numbers of more than 64 bits become text, as do lists and objects."""
+    if isinstance(value, Mapping | list):
+        return to_json(value)
     value = plain(value)
     if value is None or isinstance(value, str | float):
         return value
@@ -495,7 +506,10 @@ def _cell(value: Any) -> str | int | float | None:
 
 
 def _parsed(text: Any) -> Any:
-    return json.loads(text) if isinstance(text, str) and text[:1] in "{[" else text
+    try:
+        return json.loads(text) if isinstance(text, str) and text[:1] in "{[" else text
+    except ValueError:  # words that begin so, or a damaged file
+        return text
 
 
 def _moment(since: str | datetime) -> str:

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -30,6 +29,7 @@ from anban.record.files import RUN_FILE, append, find_runs, now, plain, read_inf
 from anban.record.ledger import FILE as LEDGER_FILE
 from anban.record.ledger import Ledger
 from anban.record.process import identity, shown_state
+from anban.record.shapes import EACH, NUMBER, Maybe, Shape, misfit
 
 __all__ = ["RunFolder", "find_runs", "readable"]
 
@@ -37,17 +37,42 @@ FORMAT = "anban-run/1"
 ENDS = ("finished", "failed", "interrupted")
 WAITING = ("planned", "queued")  # written down before it begins: for later, or for a cluster's queue
 ID_PART = re.compile(r"[^\W_][\w.+=-]*")  # letters and digits of any script
-# What readers count on, where a key is there and not null.
-SHAPES: dict[str, type | UnionType] = {
-    "seed": int,
-    "seconds": int | float,
-    "difference": dict,
-    "data": dict,
-    "environment": dict,
-    "progress": dict,
-    "protocols": dict,
-    "scores": list,
-    "findings": list,
+# What readers count on.
+SHAPE: dict[str, Shape] = {
+    **dict.fromkeys(("title", "hash", "base", "why", "outcome", "commit", "device", "command"), Maybe(str)),
+    "seed": Maybe(int),
+    "seconds": Maybe(NUMBER),
+    "difference": Maybe(dict),
+    "data": Maybe({"fingerprint": Maybe(str), "splits": Maybe(dict), "warnings": Maybe([str])}),
+    "model": Maybe({"name": Maybe(str), "parameters": Maybe(int)}),
+    "environment": Maybe({"torch": Maybe(str), "packages": Maybe(dict)}),
+    "progress": Maybe({"step": Maybe(int), "steps": Maybe(int), "best": Maybe({"step": Maybe(int), "value": Maybe(NUMBER)})}),
+    "time": Maybe({"seconds_per_step": Maybe(NUMBER), "data_wait_share": Maybe(NUMBER)}),
+    "protocols": Maybe({EACH: {"scales": Maybe([NUMBER]), "threshold": Maybe(NUMBER), "classes": Maybe(list)}}),
+    "scores": Maybe([{"split": str, "protocol": str, "checkpoint": str, "name": str, "value": Maybe(NUMBER)}]),
+    "findings": Maybe([{"kind": str, "step": int, "what": str, "cause": str, "remedy": str, "ended": Maybe(int)}]),
+    "efficiency": Maybe({
+        **dict.fromkeys(("parameters", "macs", "flops", "fps", "peak_memory_mb"), Maybe(NUMBER)),
+        "latency_ms": Maybe({"p50": Maybe(NUMBER)}),
+        "uncounted": Maybe([str]),
+    }),
+}  # fmt: skip
+METRIC: dict[str, Shape] = {
+    "step": int,
+    "epoch": Maybe(NUMBER),
+    "split": str,
+    "protocol": Maybe(str),
+    "name": str,
+    "value": Maybe(NUMBER),
+    "time": Maybe(NUMBER),
+}
+SAMPLE: dict[str, Shape] = {
+    "split": str,
+    "protocol": str,
+    "checkpoint": Maybe(str),
+    "name": str,
+    "patient": Maybe(str),
+    "scores": Maybe({EACH: Maybe(NUMBER)}),
 }
 
 
@@ -157,8 +182,8 @@ class RunFolder:
         folder = folder.parent if folder.name == RUN_FILE else folder
         try:
             info = read_info(folder)
-            if wrong := [key for key, kind in SHAPES.items() if not isinstance(info.get(key), kind | None)]:
-                raise ValueError(f"it has no usable value under {', '.join(wrong)}")
+            if wrong := misfit(info, SHAPE):
+                raise ValueError(f"it has no usable value under {wrong}")
         except FileNotFoundError:
             raise InputError(
                 "This is no run folder: it has no run.json.",
@@ -326,27 +351,38 @@ class RunFolder:
 
         With `dedupe`, of lines with the same step, split, protocol and name the last counts (a resumed run repeats
         the steps after its checkpoint). A line cut off by a kill is passed over.
+
+        Raises:
+            InputError: a line is no such dict.
         """
-        lines = list(_lines(self.path / "metrics.jsonl"))
+        lines = [dict.fromkeys(METRIC) | line for line in _lines(self.path / "metrics.jsonl", METRIC)]
         if not dedupe:
             return lines
         last = {(line["step"], line["split"], line["protocol"], line["name"]): line for line in lines}
         return list(last.values())
 
-    def _last_time(self) -> float:
-        """The latest `time` in metrics.jsonl, from the end of the file only: a resume must not read it all."""
+    def latest(self) -> list[dict[str, Any]]:
+        """The last lines of metrics.jsonl, from the end of the file only: it may be long."""
         try:
             with open(self.path / "metrics.jsonl", "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
                 tail = file.read().splitlines()
         except FileNotFoundError:
-            return 0.0
-        for line in reversed(tail):
+            return []
+        found = []
+        for line in tail:
             try:
-                return float(json.loads(line)["time"])
-            except (ValueError, TypeError, KeyError):
+                value = json.loads(line)
+            except (ValueError, RecursionError):  # cut off
                 continue
-        return 0.0
+            if misfit(value, METRIC) is None:
+                found.append(value)
+        return found
+
+    def _last_time(self) -> float:
+        """The latest `time` in metrics.jsonl."""
+        times = [line["time"] for line in self.latest() if line.get("time") is not None]
+        return float(times[-1]) if times else 0.0
 
     # --- samples.jsonl --------------------------------------------------------------------------------------------
 
@@ -363,11 +399,15 @@ class RunFolder:
     def samples(
         self, split: str | None = None, protocol: str | None = None, checkpoint: str | None = None
     ) -> list[dict[str, Any]]:
-        """The lines of samples.jsonl, all or those of one split, protocol or checkpoint."""
+        """The lines of samples.jsonl, all or those of one split, protocol or checkpoint.
+
+        Raises:
+            InputError: a line has no split, protocol and name, or scores that are no numbers.
+        """
         wanted = (split, protocol, checkpoint)
         return [
             line
-            for line in _lines(self.path / "samples.jsonl")
+            for line in _lines(self.path / "samples.jsonl", SAMPLE)
             if all(want in (None, found) for want, found in zip(wanted, _evaluation(line), strict=True))
         ]
 
@@ -454,7 +494,7 @@ def _evaluation(line: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return line["split"], line["protocol"], line.get("checkpoint")
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def _lines(file: Path, shape: Shape) -> Iterator[dict[str, Any]]:
     try:
         text = file.read_bytes()
     except FileNotFoundError:
@@ -462,8 +502,15 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(text.split(b"\n"), start=1):
         try:
             value = json.loads(line) if line.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             logger.debug("{} line {} was cut off and is passed over", file, number)
             continue
-        if isinstance(value, dict):
-            yield value
+        if not isinstance(value, dict):
+            continue
+        if wrong := misfit(value, shape):
+            raise InputError(
+                f"Line {number} has no usable value under {wrong}.",
+                where=file,
+                do="restore the file from a copy",
+            )
+        yield value

@@ -65,6 +65,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 7,
     "text.color": INK,
+    "text.parse_math": False,  # names of arms and classes may hold a dollar sign
     "lines.linewidth": 1.3,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",

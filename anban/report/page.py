@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -229,7 +230,7 @@ def _write_tables(tables: Sequence[Table], out: Path) -> None:
     for table in tables:
         for suffix, write in WRITERS.items():
             file = out / "tables" / f"{table.name}.{suffix}"
-            file.write_text(write(table), encoding="utf-8", newline="\n")
+            file.write_text(write(table), encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _write_figures(drawn: Mapping[str, Figure | None], out: Path) -> dict[str, str]:
@@ -244,6 +245,7 @@ def _write_figures(drawn: Mapping[str, Figure | None], out: Path) -> dict[str, s
     return charts
 
 
+@cache
 def template(name: str) -> Template:
     """A page of that name; what it is filled with is escaped."""
     environment = Environment(
@@ -258,7 +260,7 @@ def template(name: str) -> Template:
 
 def _write_page(text: str, out: Path) -> Path:
     page = out / "report.html"
-    page.write_text(text, encoding="utf-8", newline="\n")
+    page.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return page
 
 
@@ -390,9 +392,9 @@ def _unequal(study: Study) -> list[Caution]:
 
 
 def _best_at_the_end(run: Run, metric: str) -> bool:
-    best = (run.info.get("progress") or {}).get("best")
+    best = ((run.info.get("progress") or {}).get("best") or {}).get("step")
     steps, _ = run.series("val", metric)
-    return bool(best and steps.size > 2 and best["step"] >= steps[-1])
+    return bool(best is not None and steps.size > 2 and best >= steps[-1])
 
 
 # --- views: what the template prints ----------------------------------------------------------------------------
@@ -477,7 +479,7 @@ def _table_view(
         "footnotes": [(letter, text) for text, letter in letters.items()],
         "notes": table.notes,
         "sources": {suffix: write(table) for suffix, write in WRITERS.items()},
-        "csv": _data_uri("text/csv;charset=utf-8", WRITERS["csv"](table).encode()),
+        "csv": _data_uri("text/csv;charset=utf-8", WRITERS["csv"](table).encode(errors="backslashreplace")),
     }
 
 

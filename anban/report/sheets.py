@@ -139,7 +139,16 @@ def sheet_of(study: Study, convention: str | None = None) -> Sheet | None:
     if not names:
         return None
     view = importlib.import_module(f"anban.report.views.{views[0]}")
-    sheet: Sheet = view.sheet(shown, names, _scores_of(study), convention)
+    try:
+        sheet: Sheet = view.sheet(shown, names, _scores_of(study), convention)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"The stored pictures do not fit their index: {type(error).__name__} {error}.",
+            where=shown[0].run.picture_index,
+            do="evaluate the runs again with anban eval",
+        ) from error
     return sheet
 
 
@@ -159,14 +168,21 @@ def read_picture(path: Path, mode: str) -> Pixels:
     """A stored picture in PIL's `mode` ("RGB", "L", "P").
 
     Raises:
-        InputError: it is missing.
+        InputError: it is missing or damaged.
     """
     if not path.is_file():
         raise InputError(
             "A stored picture is missing.", where=path, do="Evaluate the run again with `anban eval`."
         )
-    with Image.open(path) as image:
-        return np.asarray(image if image.mode == mode else image.convert(mode))
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return np.asarray(image if image.mode == mode else image.convert(mode))
+    except Exception as error:  # the many ways a picture can be broken
+        raise InputError(
+            f"A stored picture is damaged: {str(error) or type(error).__name__}.",
+            where=path,
+            do="Evaluate the run again with `anban eval`.",
+        ) from None
 
 
 # --- the figure -------------------------------------------------------------------------------------------------

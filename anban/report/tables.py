@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -370,7 +371,13 @@ def _csv_value(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, int | float):
+        return repr(value)
+    # A name that a spreadsheet would compute gets its sign for text; "+CBAM" is none, and stays what a script looks for.
+    return f"'{value}" if _FORMULA.match(str(value)) else str(value)
+
+
+_FORMULA = re.compile(r"\s*(?:[=@]|[+-].*[(|!])", re.DOTALL)
 
 
 def _heading(column: Column) -> str:

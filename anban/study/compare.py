@@ -16,7 +16,7 @@ import numpy as np
 from anban.errors import InputError
 from anban.metrics import defined
 from anban.record import RunFolder
-from anban.study.records import Arm, Run, Study
+from anban.study.records import Arm, Run, Study, usable
 from anban.study.scores import COUNTED, counted_in, score_named
 from anban.study.stats import (
     LEVEL,
@@ -199,7 +199,8 @@ class _Samples:
                 )
             self.scores[name] = line.get("scores") or {}
             if self.counted is not None:
-                self._kept[name] = COUNTED[self.counted].take(line)
+                with usable(line, run.path / "samples.jsonl"):
+                    self._kept[name] = COUNTED[self.counted].take(line)
         self.names: Sequence[str] = list(self.scores)
 
     @property

@@ -5,8 +5,9 @@ Everything here is read only and comes from files; nothing needs torch, a GPU or
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +24,33 @@ from anban.recipe import flatten
 from anban.recipe.recipe import DESCRIPTION, NOT_THE_EXPERIMENT
 from anban.recipe.yamlfile import read
 from anban.record import RunFolder, deciding_score, readable
+from anban.record.shapes import EACH, NUMBER, Maybe, Shape, from_json, misfit
 from anban.study.scores import COUNTED, counted_in
 from anban.study.stats import Difference, Floats
 from anban.study.study import FORMAT as STUDY_FORMAT
 
 STUDY_FILE = "study.json"
+# What readers of study.json count on.
+SHAPE: dict[str, Shape] = {
+    **dict.fromkeys(("id", "split", "protocol", "base"), str),
+    **dict.fromkeys(("title", "question", "metric"), Maybe(str)),
+    "arms": [
+        {
+            "name": str,
+            "title": Maybe(str),
+            "recipe": str,
+            "difference": Maybe(dict),
+            "runs": [
+                {"seed": int, "path": Maybe(str), "state": Maybe(str), "why": Maybe(str)},
+            ],
+            "expected": Maybe({"gain": NUMBER, "over": str, "source": Maybe(str)}),
+        }
+    ],
+    "groups": Maybe({EACH: [str]}),
+}
+# What readers of index.json count on; what else it holds is its view's business.
+PICTURES: Shape = {"view": Maybe(str), "samples": Maybe([{"name": str, "folder": str}])}
+FOLDER = re.compile(r"(?!\.\.?$)[^/\\:\0]{1,255}")
 ENDED_EARLY = ("failed", "interrupted")
 # Keys of a recipe that name it, or say how a machine runs it, and change nothing about the experiment.
 DESCRIBING = frozenset({*DESCRIPTION, *NOT_THE_EXPERIMENT})
@@ -43,22 +66,36 @@ class _Evaluated:
     matrix: Floats | None
 
     @classmethod
-    def of(cls, lines: Iterable[Mapping[str, Any]]) -> _Evaluated:
+    def of(cls, lines: Iterable[Mapping[str, Any]], file: Path) -> _Evaluated:
         scores: dict[str, dict[str, float | None]] = {}
         patients: dict[str, str] = {}
         boxes: dict[str, Detected] = {}
         total: Floats | None = None
         for line in lines:
             scores[line["name"]] = line.get("scores") or {}
-            if "patient" in line:
+            if line.get("patient") is not None:
                 patients[line["name"]] = line["patient"]
-            if "found" in line:
-                boxes[line["name"]] = Detected.of(line["truth"], line["found"])
-            key = counted_in(line)
-            if key is not None and (as_matrix := COUNTED[key].matrix) is not None:
-                matrix = as_matrix(line)
-                total = matrix if total is None else total + matrix
+            with usable(line, file):
+                if "found" in line:
+                    boxes[line["name"]] = Detected.of(line["truth"], line["found"])
+                key = counted_in(line)
+                if key is not None and (as_matrix := COUNTED[key].matrix) is not None:
+                    matrix = as_matrix(line)
+                    total = matrix if total is None else total + matrix
         return cls(scores, patients, boxes, total)
+
+
+@contextmanager
+def usable(line: Mapping[str, Any], file: Path) -> Iterator[None]:
+    """What inside cannot be counted becomes an InputError that names the image of the line of that file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"What was counted in {line['name']!r} cannot be used: {type(error).__name__} {error}.",
+            where=file,
+            do="evaluate the run again with anban eval",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -137,7 +174,7 @@ class Run:
         if (split, protocol) not in self._read:
             checkpoint = self.checkpoint(split, protocol)
             lines = self.record.samples(split, protocol, checkpoint) if self.record else []
-            self._read[split, protocol] = _Evaluated.of(lines)
+            self._read[split, protocol] = _Evaluated.of(lines, self.path / "samples.jsonl")
         return self._read[split, protocol]
 
     @cached_property
@@ -168,15 +205,38 @@ class Run:
 
     @cached_property
     def pictured(self) -> dict[str, Any]:
-        """index.json of the stored pictures, {} where there are none."""
-        index = self.path / "figures" / "samples" / "index.json"
-        return json.loads(index.read_text(encoding="utf-8")) if self.info and index.is_file() else {}
+        """index.json of the stored pictures, {} where there are none.
+
+        Raises:
+            InputError: it is no such file, or names a folder elsewhere.
+        """
+        if not self.info or not self.picture_index.is_file():
+            return {}
+        try:
+            index = from_json(self.picture_index.read_text(encoding="utf-8"))
+            if (wrong := misfit(index, PICTURES)) is not None:
+                raise ValueError(f"it has no usable value under {wrong or 'its top level'}")
+            for each in index.get("samples") or []:
+                if not FOLDER.fullmatch(each["folder"]):
+                    raise ValueError(f"{each['folder']!r} is no folder beside it")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"The index of the pictures cannot be used: {error}.",
+                where=self.picture_index,
+                do="evaluate the run again with anban eval, or remove figures/samples",
+            ) from None
+        return dict(index)
+
+    @property
+    def picture_index(self) -> Path:
+        """Where the stored pictures are listed."""
+        return self.path / "figures" / "samples" / "index.json"
 
     @cached_property
     def pictures(self) -> dict[str, Path]:
         """Scene name -> folder with its pictures, in the recorded order."""
-        folder = self.path / "figures" / "samples"
-        return {each["name"]: folder / each["folder"] for each in self.pictured.get("samples", [])}
+        folder = self.picture_index.parent
+        return {each["name"]: folder / each["folder"] for each in self.pictured.get("samples") or []}
 
 
 @dataclass(frozen=True)
@@ -293,7 +353,7 @@ def load_study(path: Path | str) -> Study:
     file = Path(path)
     file = file / STUDY_FILE if file.is_dir() else file
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
+        info = from_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             "This is no study: it has no study.json.", where=path, expected="a folder made by anban study"
@@ -303,33 +363,34 @@ def load_study(path: Path | str) -> Study:
     found = info.get("format") if isinstance(info, dict) else None
     if found != STUDY_FORMAT:
         raise InputError(f"The study's record has format {found!r}.", where=file, expected=STUDY_FORMAT)
-    try:
-        arms = [
-            Arm(
-                name=arm["name"],
-                title=arm.get("title") or arm["name"],
-                recipe=arm["recipe"],
-                difference=arm.get("difference") or {},
-                runs=_by_seed(_run_of(file.parent, run) for run in arm["runs"]),
-                expected=Expectation(**arm["expected"]) if arm.get("expected") else None,
-            )
-            for arm in info["arms"]
-        ]
-        study = Study(
-            id=info["id"],
-            title=info.get("title") or info["id"],
-            question=info.get("question") or "",
-            split=info["split"],
-            protocol=info["protocol"],
-            metric=info["metric"] or deciding(run.record for arm in arms for run in arm.runs if run.record),
-            base=info["base"],
-            arms=tuple(arms),
-            groups=info.get("groups") or {},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+    if wrong := misfit(info, SHAPE):
         raise InputError(
-            f"The study's record is incomplete: {error!r}.", where=file, expected=STUDY_FORMAT
-        ) from error
+            f"The study's record is incomplete: it has no usable value under {wrong}.",
+            where=file,
+            expected=STUDY_FORMAT,
+        )
+    arms = [
+        Arm(
+            name=arm["name"],
+            title=arm.get("title") or arm["name"],
+            recipe=arm["recipe"],
+            difference=arm.get("difference") or {},
+            runs=_by_seed(_run_of(file.parent, run) for run in arm["runs"]),
+            expected=_expectation(arm.get("expected")),
+        )
+        for arm in info["arms"]
+    ]
+    study = Study(
+        id=info["id"],
+        title=info.get("title") or info["id"],
+        question=info.get("question") or "",
+        split=info["split"],
+        protocol=info["protocol"],
+        metric=info.get("metric") or deciding(run.record for arm in arms for run in arm.runs if run.record),
+        base=info["base"],
+        arms=tuple(arms),
+        groups=info.get("groups") or {},
+    )
     _check(study, file)
     return study
 
@@ -417,13 +478,24 @@ def without_description(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key.split(".")[0] not in DESCRIBING}
 
 
+def _expectation(words: Mapping[str, Any] | None) -> Expectation | None:
+    return Expectation(words["gain"], words["over"], words.get("source") or "") if words else None
+
+
 def _run_of(folder: Path, entry: Mapping[str, Any]) -> Run:
     """A run as study.json names it, with what its own folder says: the run may have gone on since."""
-    path, seed = entry.get("path"), int(entry["seed"])
+    path, seed = entry.get("path"), entry["seed"]
     if path is None:
         return Run(folder, seed, entry.get("state") or "missing", entry.get("why") or "it was never started")
     try:
-        run = _as_run(RunFolder.open((folder / path).resolve()), seed)
+        place = (folder / path).resolve()
+        (place / "run.json").is_file()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The study names a folder that cannot be one, {path[:80]!r}: {error}.", where=folder / STUDY_FILE
+        ) from None
+    try:
+        run = _as_run(RunFolder.open(place), seed)
     except InputError as error:
         state = entry.get("state") if entry.get("state") in ENDED_EARLY else "missing"
         return Run(folder / path, seed, str(state), entry.get("why") or error.what)

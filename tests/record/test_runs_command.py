@@ -236,3 +236,53 @@ def test_rebuild_says_how_many(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").unlink()
     assert printed("rebuild", "--out", tmp_path).startswith("1 run in ")
     assert json.loads(printed("rebuild", "--json", "--out", tmp_path))["rows"] == 1
+
+
+def test_watch_tells_where_unfinished_runs_stand(tmp_path: Path) -> None:
+    create(tmp_path, seed=0)  # finished: nobody waits for it
+    RunFolder.create(tmp_path, "change/later", seed=1, info=INFO, state="queued")
+    run = RunFolder.create(tmp_path, "change/tiny", seed=2, info=INFO)
+    best = {"step": 20, "name": "f1", "value": 0.8125}
+    finding = {"kind": "gap", "step": 20, "what": "it [overfits]", "cause": "c", "remedy": "r", "ended": None}
+    run.update(
+        progress={"step": 20, "steps": 120, "best": best},
+        time={"seconds_per_step": 9.0},
+        findings=[{**finding, "kind": "collapse", "ended": 10}, finding],
+    )
+    lines = [{"step": step, "split": "train", "protocol": None, "name": "loss", "value": 1.0, "time": step / 4}
+             for step in (30, 40)]  # fmt: skip
+    with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 41, "sp')  # being written
+    found = json.loads(printed("watch", "--json", "--out", tmp_path))
+    assert [row["state"] for row in found] == ["running", "queued"]
+    assert found[0] | {"step": 40, "steps": 120, "seconds_per_step": 0.25, "seconds_left": 20.0} == found[0]
+    assert found[1]["step"] is found[1]["seconds_left"] is None
+    heads, running, queued = printed("watch", "--out", tmp_path).splitlines()
+    assert heads.split() == ["id", "recipe", "state", "step", "best", "s/step", "left", "host", "finding"]
+    assert running.split()[1:8] == ["change/tiny", "running", "40/120", "f1", "81.25", "0.25", "0:00:20"]
+    assert running.endswith("gap: it [overfits]")
+    assert queued.split()[2:5] == ["queued", "-/-", "-"]
+
+
+def test_watch_says_when_nothing_runs(tmp_path: Path) -> None:
+    create(tmp_path)
+    result = call("watch", "--out", tmp_path)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "nothing runs or waits" in result.stderr
+
+
+def test_watch_on_a_terminal_goes_on_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(tmp_path, "change/tiny", seed=2, info=INFO)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        run.log_metrics(len(waits), 0.0, "train", None, {"loss": 1.0})
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.time, "sleep", wait)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        command.watch(tmp_path, every=2.0)
+    assert waits == [2.0, 2.0, 2.0]

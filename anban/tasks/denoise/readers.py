@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -209,8 +209,19 @@ def _npy(path: Path) -> NDArray[Any]:
 
 def _tiff(path: Path) -> NDArray[Any]:
     with tifffile.TiffFile(path) as file:
-        _refuse_huge(file.series[0].shape, path)
-        return np.asarray(file.asarray())
+        # Not all of its pages: a damaged file may have one after the other without end.
+        first = file.pages[0]
+        with suppress(IndexError):
+            raise InputError(f"Several pages, the second of shape {file.pages[1].shape}.", where=path,
+                             expected="one slice per file")  # fmt: skip
+        _refuse_huge(first.shape, path)
+        if (
+            len(first.dataoffsets) != math.prod(first.chunked)
+            or sum(first.databytecounts) > path.stat().st_size
+        ):
+            raise InputError("The parts of the picture are not those that the file has.", where=path,
+                             do="copy it again")  # fmt: skip
+        return np.asarray(first.asarray())
 
 
 def _refuse_huge(shape: Sequence[int], path: Path) -> None:

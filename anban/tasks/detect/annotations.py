@@ -146,7 +146,7 @@ def read_coco(file: Path, folder: Path, classes: ClassSet | None = None) -> Anno
     found = Annotations(classes)
     for key in ("id", "file_name"):
         refuse_twice([picture[key] for picture in content["images"]], f"image {key}", file)
-    refuse_twice([each["id"] for each in content["annotations"] if "id" in each], "annotation id", file)
+    refuse_twice([e["id"] for e in content["annotations"] if e.get("id") is not None], "annotation id", file)
     numbers = {c["id"]: classes.names.index(c["name"]) for c in categories if c["name"] in classes.names}
     strange = {c["id"]: c["name"] for c in categories if c["name"] not in classes.names}
     of_picture: dict[int, list[Mapping[str, Any]]] = {picture["id"]: [] for picture in content["images"]}
@@ -163,7 +163,7 @@ def read_coco(file: Path, folder: Path, classes: ClassSet | None = None) -> Anno
             of_picture[each["image_id"]].append(each)
     for picture in content["images"]:
         path = folder / picture["file_name"]
-        if not path.is_file():
+        if not _is_file(path):
             found.problems.append(_missing(path, str(file)))
             continue
         where = f"{file}, image {picture['id']}"
@@ -179,29 +179,34 @@ def read_coco(file: Path, folder: Path, classes: ClassSet | None = None) -> Anno
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int)
+    return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
 def _named(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value >= 1
+def _number_of_pixels(value: Any) -> bool:
+    return isinstance(value, int | float) and 1 <= value < 2**31
 
 
 def _four(value: Any) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 4 and all(isinstance(each, int | float) for each in value)
-    )
+    return isinstance(value, list) and len(value) == 4 and all(map(_real, value))
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, float) or _whole(value)
 
 
 _ENTRIES: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "images": {"id": _whole, "file_name": _named, "height": _positive, "width": _positive},
+    "images": {"id": _whole, "file_name": _named, "height": _number_of_pixels, "width": _number_of_pixels},
     "annotations": {"image_id": _whole, "category_id": _whole, "bbox": _four},
     "categories": {"id": _whole, "name": _named},
 }
 """What entries of a COCO file must have, and whether it can be read."""
+
+_FURTHER: dict[str, Callable[[Any], bool]] = {"id": _whole, "area": _real, "iscrowd": _whole}
+"""The same of what annotations may have."""
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -214,14 +219,19 @@ def _json(file: Path) -> dict[str, Any]:
         raise refused("the annotation file is empty")
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise refused(f"no json ({error})") from None
     if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in _ENTRIES):
         raise refused("the file is no list of objects")
     for key, needed in _ENTRIES.items():
         for each in content[key]:
             entry = each if isinstance(each, dict) else {}
-            if wrong := [name for name, fits in needed.items() if not fits(entry.get(name))]:
+            wrong = [name for name, fits in needed.items() if not fits(entry.get(name))]
+            if key == "annotations":
+                wrong += [
+                    n for n, fits in _FURTHER.items() if entry.get(n) is not None and not fits(entry[n])
+                ]
+            if wrong:
                 raise InputError(f"an entry of {key} has no {wrong[0]} that could be read: {str(each)[:120]}", where=file,
                                  expected=", ".join(needed), do="mend the entry, or leave it out")  # fmt: skip
     if not content["images"] or not content["categories"]:
@@ -304,7 +314,14 @@ def _xml(file: Path) -> ElementTree.Element:
     try:
         scan.Parse(content, True)
         return ElementTree.fromstring(content)
-    except (expat.ExpatError, ElementTree.ParseError) as error:
+    except InputError:
+        raise
+    except (
+        expat.ExpatError,
+        ElementTree.ParseError,
+        LookupError,
+        ValueError,
+    ) as error:  # also of unknown encodings
         raise InputError(f"no xml ({error})", where=file, expected="an xml <annotation>",
                          do="write it again, or take the picture off the list") from None  # fmt: skip
 
@@ -313,7 +330,7 @@ def _picture(file: Path, tree: ElementTree.Element, folder: Path) -> Path:
     """The picture that a file is about: the one it names, or the one of its own name."""
     named = folder / (tree.findtext("filename") or file.stem).strip()
     candidates = [named, *(folder / f"{file.stem}{suffix}" for suffix in SUFFIXES)]
-    path = next((each for each in candidates if each.is_file()), None)
+    path = next((each for each in candidates if _is_file(each)), None)
     if path is None:
         raise _missing(named, str(file))
     return path
@@ -324,7 +341,7 @@ def _size(tree: ElementTree.Element, path: Path, file: Path) -> tuple[int, int]:
     given = [tree.findtext(f"size/{side}") or "0" for side in ("height", "width")]
     try:
         height, width = (int(float(side)) for side in given)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(f"<size> has height '{given[0]}' and width '{given[1]}'", where=file, expected="two numbers of pixels",
                          do="mend them, or leave <size> out: the picture has its own") from None  # fmt: skip
     return (height, width) if height and width else read_header(path).size
@@ -365,6 +382,13 @@ def refuse_twice(values: Sequence[Any], what: str, file: Path) -> None:
     if twice:
         raise InputError(f"the {what} {twice[0]} is given more than once ({len(twice)} such)", where=file,
                          expected=f"every {what} once", do="keep one of them, or tell them apart")  # fmt: skip
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long for one
+        return False
 
 
 def _missing(path: Path, named_in: str) -> InputError:
