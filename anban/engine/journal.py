@@ -34,6 +34,7 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(self.run.path), purge_step=done.step + 1 if done.step else None)
+            self.report(done)  # how long it is to be; the next report comes with a validation
         try:
             with Progress(self.total, done.step, shown=self.run is not None) as progress:
                 yield progress
