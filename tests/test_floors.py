@@ -44,6 +44,7 @@ FLOORS: dict[str, set[str]] = {
     "engine": {"recipe", "record", "data", "ssm", "official", "testing", "tasks/contract", "tasks"},
     "study": {"recipe", "record", "metrics"},
     "report": {"record", "data", "metrics", "study"},
+    "audit": {"recipe", "record", "report"},
     "launch": {"recipe", "record", "engine", "study", "report"},
     "cli": {
         "formulas",
@@ -55,6 +56,7 @@ FLOORS: dict[str, set[str]] = {
         "study",
         "report",
         "launch",
+        "audit",
         "tasks",
     },
 }

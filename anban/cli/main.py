@@ -9,6 +9,7 @@ import typer
 
 from anban.cli import (
     attention,
+    audit,
     check,
     data,
     doctor,
@@ -54,6 +55,7 @@ app.command("keys")(keys.keys)
 app.command("formulas")(formulas.formulas)
 app.command("doctor")(doctor.doctor)
 app.command("data")(data.data)
+app.command("audit")(audit.audit)
 app.command("env")(env_verb.env)
 
 
@@ -69,6 +71,8 @@ def main() -> NoReturn:
         from anban.errors import InputError
 
         print(f"anban: {error if str(error) else type(error).__name__}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
         if isinstance(error, InputError):
             sys.exit(2)
         if type(error).__name__ == "Interrupted":
