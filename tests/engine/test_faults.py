@@ -362,7 +362,9 @@ def test_a_picture_that_becomes_unreadable_is_named_and_the_run_goes_on_after_re
     def damaging(self: ChangeTask, batch: Any) -> Any:
         if self.step == 2:
             for picture, content in zip(pictures, kept, strict=True):
-                damaged = picture.with_suffix(".part")  # a worker may be reading: it meets the one or the other
+                damaged = picture.with_suffix(
+                    ".part"
+                )  # a worker may be reading: it meets the one or the other
                 damaged.write_bytes(content[:100])
                 damaged.replace(picture)
         return loss(self, batch)

@@ -6,8 +6,8 @@
   edge all round, because panels are framed or bled to their borders; paragraphs and figures are ragged.
 * Figures: on an even ground many separate shapes, coloured, upright and of one height, or one alone that was cut out.
 
-Text and line art are asked only where the check `language` has read the picture: without that a page of text cannot be told
-from a drawing.
+Only panels are looked for where the check `language` has not read the picture: without that text cannot be told from
+drawings, nor letters from figures.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Limits:
     panels: Count
     panel_area: Share
     panel_cover: Share
+    gutters: Share
     gutter: Share
     framed: Share
     figures: Count
@@ -66,9 +67,9 @@ def check(picture: Picture, limits: Limits) -> list[Finding]:
     """text_heavy, line_art, manga_panel, character_sheet."""
     view = _view(picture, limits)
     panels = _panels(view, limits)
-    found = [panels, _character_sheet(picture, view, limits)]
+    found = [panels]
     if "lines" in picture.memo:
-        found.append(_line_art(view, limits))
+        found += [_line_art(view, limits), _character_sheet(picture, view, limits)]
         if panels is None:
             found.append(_text_heavy(view, limits))
     return [finding for finding in found if finding]
@@ -184,7 +185,7 @@ def _panels(view: _View, limits: Limits) -> Finding | None:
         if len(panels) >= limits.panels:
             best = max(best, panels, key=lambda boxes: sum(map(_area, boxes)))
     cover = sum(map(_area, best)) / area
-    if not best or cover < limits.panel_cover:
+    if not best or not limits.panel_cover <= cover <= 1 - limits.gutters:
         return None
     what = f"{len(best)} panels with empty bands between them cover {cover:.0%}"
     shapes = tuple(view.shape(box, str(number)) for number, box in enumerate(best, 1))

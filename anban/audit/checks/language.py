@@ -54,6 +54,8 @@ _HAN = re.compile("[㐀-䶿一-鿿豈-﫿]")
 #: Characters of Chinese grammar that Japanese writes in kana and hardly uses in compounds.
 _GRAMMAR = frozenset("的是了我你他她它也就都之而很哪那")
 _WORD = re.compile("[A-Za-zÀ-ÖØ-öø-ÿ]{2,}")
+#: Pixels that any letter needs.
+_LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def _told(problem: str, languages: list[str], lines: list[Line]) -> Finding:
 
 def read(picture: Picture, limits: Limits) -> list[Line]:
     """The lines of text in a picture; read once, then remembered."""
+    if min(picture.rgb.shape[:2]) < _LEAST:
+        picture.memo["lines"] = []
     if "lines" not in picture.memo:
         answer = _reader(limits.side)(np.ascontiguousarray(picture.rgb[..., ::-1]))
         told = zip(answer.txts, answer.boxes, answer.scores, strict=True) if answer.txts else ()

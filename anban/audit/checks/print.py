@@ -121,9 +121,9 @@ def find_sheet(rgb: NDArray[np.uint8], limits: Limits) -> Sheet | None:
     grain = np.abs(gray - ndimage.gaussian_filter(gray, 1))
     best: Sheet | None = None
     for region, ground in _regions(colour, gray, steep, limits):
-        if np.median(grain[ground]) < limits.noise or (steep[ground] < _STEEPS[-1]).mean() < limits.plain:
+        if not ground.any() or np.median(grain[ground]) < limits.noise:
             continue
-        if (quad := _quadrilateral(region)) is None:
+        if (steep[ground] < _STEEPS[-1]).mean() < limits.plain or (quad := _quadrilateral(region)) is None:
             continue
         filled = np.zeros(gray.shape, bool)
         filled[polygon(quad[:, 1], quad[:, 0], gray.shape)] = True  # type: ignore[no-untyped-call]
@@ -287,11 +287,9 @@ def halftone(gray: NDArray[np.uint8]) -> tuple[float, float]:
     y, x = np.mgrid[:_BLOCK, :_BLOCK] - middle
     radius, angle = np.hypot(x, y) / _BLOCK, np.degrees(np.arctan2(y, x)) % 90
     slanted = (radius > 0.06) & (radius < 0.47) & (angle > 8) & (angle < 82)
-    crossed = np.rot90(
-        rise[1:, 1:]
-    )  # the spectrum without its unpaired first row and column, turned by 90 degrees
     both = np.zeros_like(rise)
-    both[1:, 1:] = np.minimum(rise[1:, 1:], ndimage.maximum_filter(crossed, 3))
+    paired = rise[1:, 1:]  # the first row and column have no counterpart at a right angle
+    both[1:, 1:] = np.minimum(paired, ndimage.maximum_filter(np.rot90(paired), 3))
     both[~slanted] = 0
     top = np.unravel_index(int(both.argmax()), both.shape)
     return float(both[top]), round(float(1 / max(radius[top], 1e-6)), 2)

@@ -103,7 +103,9 @@ def edge_widths(gray: NDArray[np.float32], contrast: float) -> Edges:
         cut = values[: rows * _BLOCK, : columns * _BLOCK]
         return cut.reshape(rows, _BLOCK, columns, _BLOCK)
 
-    each = blocks(gray)  # reduced down the columns first, which takes a seventh of the time of both axes at once
+    each = blocks(
+        gray
+    )  # reduced down the columns first, which takes a seventh of the time of both axes at once
     span = each.max(1, initial=0).max(2, initial=0) - each.min(1, initial=1).min(2, initial=1)
     peak = blocks(steep).max(1, initial=0).max(2, initial=0)
     telling = span > contrast

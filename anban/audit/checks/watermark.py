@@ -74,20 +74,14 @@ class Limits:
 
 
 def check(picture: Picture, limits: Limits) -> list[Finding]:
-    """watermark, once, with all the evidence."""
+    """watermark, by the first sign of one."""
     lines = [line for line in lines_of(picture) if line.confidence >= limits.confidence]
-    for told in (
-        _words(lines, limits),
-        _repeated_text(picture, lines, limits),
-        _corner(picture, lines, limits),
-    ):
-        if told:
-            what, marks = told
-            confidence = float(np.mean([line.confidence for line in marks]))
-            shapes = tuple(Shape("polygon", line.box, line.text) for line in marks)
-            return [
-                Finding("watermark", what, round(confidence, 3), shapes, {"texts": [m.text for m in marks]})
-            ]
+    words, repeated = _words(lines, limits), _repeated_text(picture, lines, limits)
+    if told := words or repeated or _corner(picture, lines, limits):
+        what, marks = told
+        confidence = round(float(np.mean([line.confidence for line in marks])), 3)
+        shapes = tuple(Shape("polygon", line.box, line.text) for line in marks)
+        return [Finding("watermark", what, confidence, shapes, {"texts": [line.text for line in marks]})]
     if (lattice := repeats(picture.gray, limits)) is None:
         return []
     scale = max(picture.size) / _SIDE
